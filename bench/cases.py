@@ -1,0 +1,118 @@
+"""What is measured: the cases of an op, and the functions that are compared on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .counting import Work
+from .peers import Peer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+LAYOUT_LABELS = {"nchw": "NCHW", "channels_last": "NHWC"}
+
+Function = Callable[..., Tensor]
+"""``function(input, *parameters)`` -> output; the parameters are those that `Benchmark.parameters` made."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One (N, C, H, W) and where it comes from; ``quick`` puts it into the short selection."""
+
+    size: tuple[int, int, int, int]
+    network: str
+    num_groups: int | None = None
+    quick: bool = False
+    dtypes: tuple[str, ...] = ("float32",)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the comparison: a shape in one memory layout and one dtype."""
+
+    size: tuple[int, int, int, int]
+    layout: str
+    dtype: str
+    activation: str
+    network: str
+    num_groups: int | None = None
+    quick: bool = False
+
+    @property
+    def elements(self) -> int:
+        n, c, h, w = self.size
+        return n * c * h * w
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of one activation tensor: the input, the output or either's gradient."""
+        return self.elements * DTYPES[self.dtype].itemsize
+
+    @property
+    def label(self) -> str:
+        """``4x320x64x64/32``: the size, and behind the stroke the number of groups."""
+        return "x".join(map(str, self.size)) + ("" if self.num_groups is None else f"/{self.num_groups}")
+
+    @property
+    def key(self) -> str:
+        return f"{self.label} {self.layout} {self.dtype}"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One op's benchmark.
+
+    Attributes:
+        name: the op's name on every floor.
+        title: what is compared, for people.
+        cases: every case, in the order in which they are measured.
+        parameters: ``parameters(case, device)`` -> the tensors that follow the input; leaves if they have a gradient.
+        ours, eager, truth: ``(case) -> function``; ``truth`` is the definition, which is given float64 tensors.
+        peers: other implementations of the same, each used only where it is there and right.
+        forward_work, backward_work: the least that one pass must move and compute.
+        overhead_size: the small shape at which the cost of the call itself is told.
+    """
+
+    name: str
+    title: str
+    cases: tuple[Case, ...]
+    parameters: Callable[[Case, torch.device], tuple[Tensor, ...]]
+    ours: Callable[[Case], Function]
+    eager: Callable[[Case], Function]
+    truth: Callable[[Case], Function]
+    peers: tuple[Peer, ...]
+    forward_work: Callable[[Case], Work]
+    backward_work: Callable[[Case], Work]
+    overhead_size: tuple[int, int, int, int] = (2, 64, 8, 8)
+
+
+def expand(shapes: Sequence[Shape], activation: str) -> tuple[Case, ...]:
+    """Every shape in both layouts, float32 first, then the other dtypes that the shape names."""
+    return tuple(
+        Case(shape.size, layout, dtype, activation, shape.network, shape.num_groups, shape.quick and dtype == "float32")
+        for dtype in DTYPES
+        for shape in shapes
+        if dtype in shape.dtypes
+        for layout in LAYOUTS
+    )
+
+
+def select(
+    cases: Sequence[Case], *, shapes: str = "full", layout: str = "both", dtype: str = "all"
+) -> tuple[Case, ...]:
+    """The cases that the options leave; raises ValueError if they leave none."""
+    chosen = tuple(
+        case
+        for case in cases
+        if (shapes == "full" or case.quick) and layout in ("both", case.layout) and dtype in ("all", case.dtype)
+    )
+    if not chosen:
+        dtypes = ", ".join(sorted({case.dtype for case in cases if shapes == "full" or case.quick}))
+        raise ValueError(
+            f"no case has shapes={shapes!r}, layout={layout!r} and dtype={dtype!r}; dtypes there: {dtypes}"
+        )
+    return chosen

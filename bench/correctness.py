@@ -1,0 +1,65 @@
+"""A contender is timed only if it gives the right answer: output, gradients and changed buffers, against float64."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .cases import Benchmark, Case, Function
+from .operands import Operands
+
+# The test suite judges precision. Here only what computes something else, or overflows, must not be timed.
+TIMES_EAGER = 4.0
+UNITS_IN_THE_LAST_PLACE = 8.0
+
+
+def outcomes(function: Function, operands: Operands, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Output, gradients and buffers after forward and backward on copies of the first set, in ``dtype`` if given."""
+    input = operands.inputs[0].detach()
+    grad = operands.grads[0]
+    if dtype is not None:
+        input, grad = input.to(dtype), grad.to(dtype)
+    input = input.requires_grad_()
+    parameters = [
+        parameter.detach().to(dtype or parameter.dtype, copy=True).requires_grad_(parameter.requires_grad)
+        for parameter in operands.parameters
+    ]
+    output = function(input, *parameters)
+    leaves = [parameter for parameter in parameters if parameter.requires_grad]
+    gradients = torch.autograd.grad(output, [input, *leaves], grad)
+    named = {"output": output.detach(), "gradient of the input": gradients[0]}
+    named |= {f"gradient of parameter {i}": gradient for i, gradient in enumerate(gradients[1:])}
+    named |= {f"buffer {i}": p for i, p in enumerate(parameters) if not p.requires_grad}
+    return named
+
+
+class Judge:
+    """Compares the contenders of one case with its definition in float64, by the error that eager torch has there."""
+
+    def __init__(self, benchmark: Benchmark, case: Case, operands: Operands) -> None:
+        self.operands = operands
+        self.truth = outcomes(benchmark.truth(case), operands, torch.float64)
+        self.eager_errors = errors(outcomes(benchmark.eager(case), operands), self.truth)
+
+    def complaint(self, function: Function) -> str | None:
+        """What is wrong with the contender's answer, or None where nothing is."""
+        found = outcomes(function, self.operands)
+        for name, error in errors(found, self.truth).items():
+            scale = float(self.truth[name].abs().max())
+            allowed = (
+                TIMES_EAGER * self.eager_errors[name]
+                + UNITS_IN_THE_LAST_PLACE * torch.finfo(found[name].dtype).eps * scale
+            )
+            if not error <= allowed:  # a NaN is not
+                return f"wrong answer: the {name} is off by {error:.2e}, at most {allowed:.2e} is allowed"
+        return None
+
+
+def errors(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
+    """The largest absolute error of each tensor; infinite where a shape differs."""
+    return {
+        name: float((found[name].double() - expected).abs().max())
+        if found[name].shape == expected.shape
+        else float("inf")
+        for name, expected in truth.items()
+    }

@@ -1,0 +1,61 @@
+"""What an op must move and compute at least, the floor that follows, and what it keeps for its backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Work:
+    """The least an op must do: ``bytes`` moved between memory and the cores, and operations of matrix products."""
+
+    bytes: int
+    matrix_operations: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.bytes + other.bytes, self.matrix_operations + other.matrix_operations)
+
+    def floor(self, bandwidth: float, matrix_rate: float = 0.0) -> float:
+        """Seconds below which no implementation can go, at so many bytes/s and operations/s; the two may overlap."""
+        computing = self.matrix_operations / matrix_rate if self.matrix_operations else 0.0
+        return max(self.bytes / bandwidth, computing)
+
+
+def norm_forward(tensor_bytes: int, channel_bytes: int, statistics: int) -> Work:
+    """A normalisation forward: read x, weight and bias, write y and two float64 statistics a group or channel.
+
+    The statistics need all of a group before the first output, so an implementation reads x twice; the second time it
+    may come from the cache, so that the floor counts it once.
+    """
+    return Work(2 * tensor_bytes + 2 * channel_bytes + 2 * 8 * statistics)
+
+
+def norm_backward(tensor_bytes: int, channel_bytes: int, statistics: int) -> Work:
+    """A normalisation backward: read x, grad_y, weight, bias, statistics; write grad_x, grad_weight, grad_bias."""
+    return Work(3 * tensor_bytes + 4 * channel_bytes + 2 * 8 * statistics)
+
+
+def saved_bytes(function: Callable[..., Tensor], input: Tensor, parameters: Sequence[Tensor]) -> int:
+    """Bytes that one forward call keeps alive for its backward: each storage once, parameters and buffers left out.
+
+    The input counts: as a layer's input it is the activation that would otherwise be free to go.
+    """
+    owned = {tensor.untyped_storage().data_ptr() for tensor in parameters}
+    kept: dict[int, int] = {}
+    held: list[Tensor] = []  # so that no storage is freed and its address given to another while counting
+
+    def pack(tensor: Tensor) -> Tensor:
+        held.append(tensor)
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = function(input, *parameters)
+    del output
+    return sum(kept.values())

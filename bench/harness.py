@@ -1,0 +1,178 @@
+"""One case: its contenders checked, its passes timed, its saved bytes counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+import fastdl
+from fastdl.ops import dispatch
+
+from .cases import DTYPES, Benchmark, Case, Function
+from .ceilings import copy_call
+from .correctness import Judge
+from .counting import Work, saved_bytes
+from .operands import Operands, count_sets, make_operands
+from .records import CaseRecord, Measurement
+from .summary import FORWARD, FORWARD_BACKWARD
+from .timing import FULL, Call, Effort, Timer, interleave, timer_for
+
+POOL_THRESHOLD_BYTES = 1 << 20
+COPY = "copy"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How cases are measured; ``pools`` are the states of the CPU output pool, ``(None,)`` where there is no pool."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    effort: Effort = FULL
+    compile: bool = True
+    pools: tuple[str | None, ...] = (None,)
+    matrix_rates: dict[str, float] = field(default_factory=dict)
+
+
+def measure(
+    benchmark: Benchmark,
+    case: Case,
+    settings: Settings,
+    say: Callable[[str], None] = lambda text: None,
+    timer: Timer | None = None,
+) -> CaseRecord:
+    """Everything that is measured of one case; ``say`` is told what is going on."""
+    device = settings.device
+    timer = timer or timer_for(device)
+    sets = count_sets(case.tensor_bytes, device, torch.get_num_threads())
+    operands = make_operands(benchmark, case, device, sets)
+    functions, rejected = _contenders(benchmark, case, operands, settings, say)
+    say("counting saved bytes")
+    saved = {name: saved_bytes(f, operands.inputs[0], operands.parameters) for name, f in functions.items()}
+    measurements = []
+    for pool in settings.pools:
+        if pool == "off" and len(settings.pools) > 1 and case.tensor_bytes < POOL_THRESHOLD_BYTES:
+            continue  # no output of this case comes from the pool
+        with pool_state(pool):
+            for pass_name in (FORWARD, FORWARD_BACKWARD):
+                say(f"{pass_name}, pool {pool}" if pool else pass_name)
+                work = benchmark.forward_work(case)
+                if pass_name == FORWARD_BACKWARD:
+                    work = work + benchmark.backward_work(case)
+                measurements.append(_time_pass(pass_name, pool, functions, operands, work, case, settings, timer))
+    return CaseRecord(case, served_by(benchmark, case, device), sets, saved, rejected, tuple(measurements))
+
+
+def served_by(benchmark: Benchmark, case: Case, device: torch.device) -> str:
+    """The backend behind ours."""
+    return dispatch.choose(benchmark.name, dispatch.requested(), device.type, DTYPES[case.dtype])
+
+
+def pool_state(pool: str | None) -> AbstractContextManager[None]:
+    return _PoolState(pool)
+
+
+class _PoolState(AbstractContextManager[None]):
+    """Switches the CPU output pool for a block, and back after it."""
+
+    def __init__(self, mode: str | None) -> None:
+        self.mode = mode
+
+    def __enter__(self) -> None:
+        if self.mode is not None:
+            self.before = fastdl.cpu_pool().enabled
+            fastdl.cpu_pool(self.mode)
+
+    def __exit__(self, *error: object) -> None:
+        if self.mode is not None:
+            fastdl.cpu_pool("on" if self.before else "off")
+
+
+def _contenders(
+    benchmark: Benchmark, case: Case, operands: Operands, settings: Settings, say: Callable[[str], None]
+) -> tuple[dict[str, Function], dict[str, str]]:
+    """The functions to time by name, ours and eager first, and the reasons for those that are not."""
+    candidates: dict[str, Callable[[], Function | None]] = {
+        "ours": lambda: benchmark.ours(case),
+        "eager": lambda: benchmark.eager(case),
+    }
+    if settings.compile:
+        candidates["compile"] = lambda: compiled(benchmark.eager(case))
+    for peer in benchmark.peers:
+        if peer.available(settings.device.type):
+            candidates[peer.name] = lambda peer=peer: peer.load()(case)  # type: ignore[misc]
+    say("checking against float64")
+    judge = Judge(benchmark, case, operands)
+    functions: dict[str, Function] = {}
+    rejected: dict[str, str] = {}
+    for name, load in candidates.items():
+        say(f"checking {name}")
+        try:
+            function = load()
+            if function is None:
+                continue
+            complaint = judge.complaint(function)
+            if complaint is None and name == "compile":
+                with torch.no_grad():  # the graph for inference is another one: compile it now, not while timing
+                    function(operands.inputs[0], *operands.parameters)
+        except Exception as error:  # a contender that cannot run is reported, and the others are measured
+            complaint = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+            function = None
+        if complaint is None and function is not None:
+            functions[name] = function
+        else:
+            rejected[name] = complaint or ""
+    return functions, rejected
+
+
+def compiled(function: Function) -> Function:
+    """``torch.compile`` in its default mode, for these shapes alone; a graph break is an error, not a slow success."""
+    # Every case compiles the same code object: past the limit of recompilations Dynamo would quietly run it eagerly.
+    torch._dynamo.reset()
+    return torch.compile(function, dynamic=False, fullgraph=True)
+
+
+def _time_pass(
+    pass_name: str,
+    pool: str | None,
+    functions: dict[str, Function],
+    operands: Operands,
+    work: Work,
+    case: Case,
+    settings: Settings,
+    timer: Timer,
+) -> Measurement:
+    make = forward_call if pass_name == FORWARD else forward_backward_call
+    calls: dict[str, Call] = {name: make(function, operands) for name, function in functions.items()}
+    calls[COPY] = copy_call(operands.inputs)
+    with torch.set_grad_enabled(pass_name == FORWARD_BACKWARD):
+        times = interleave(calls, timer, settings.effort)
+    bandwidth = 2 * case.tensor_bytes / times.pop(COPY).median
+    floor = work.floor(bandwidth, settings.matrix_rates.get(case.dtype, 0.0))
+    return Measurement(pass_name, pool, times, work.bytes, bandwidth, floor)
+
+
+def forward_call(function: Function, operands: Operands) -> Call:
+    """The forward pass alone. It is timed with gradients switched off, as in inference."""
+    inputs, parameters = operands.inputs, operands.parameters
+    sets = len(inputs)
+
+    def call(index: int) -> Tensor:
+        return function(inputs[index % sets], *parameters)
+
+    return call
+
+
+def forward_backward_call(function: Function, operands: Operands) -> Call:
+    """Forward, then the gradients of the input and of every parameter that has one."""
+    inputs, grads, parameters = operands.inputs, operands.grads, operands.parameters
+    leaves, sets = operands.differentiable, len(inputs)
+
+    def call(index: int) -> tuple[Tensor, ...]:
+        position = index % sets
+        input = inputs[position]
+        return torch.autograd.grad(function(input, *parameters), (input, *leaves), grads[position])
+
+    return call

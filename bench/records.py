@@ -1,0 +1,66 @@
+"""What one measurement says, as objects and as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .cases import Case
+from .timing import Spread
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One pass over one case, all contenders interleaved.
+
+    Attributes:
+        pass_name: ``forward`` (no gradients asked for) or ``forward+backward``.
+        pool: ``on`` or ``off``, the CPU output pool; None where there is none.
+        times: seconds a call by contender: ``ours``, ``eager``, ``compile`` and the peers.
+        work_bytes: the least that this pass must move.
+        copy_bandwidth: bytes/s (read and written) of copying the same inputs, timed in the same rounds.
+        floor: seconds, ``work_bytes / copy_bandwidth`` for an op without matrix products.
+    """
+
+    pass_name: str
+    pool: str | None
+    times: dict[str, Spread]
+    work_bytes: int
+    copy_bandwidth: float
+    floor: float
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """All that was measured of one case.
+
+    Attributes:
+        input_sets: how many sets of inputs the calls went through in turn; 1 where a case fits the cores' own caches.
+        saved_bytes: kept for backward, by contender.
+        rejected: contenders that were not timed, each with the reason: a wrong answer, or a failed compilation.
+    """
+
+    case: Case
+    backend: str
+    input_sets: int
+    saved_bytes: dict[str, int] = field(default_factory=dict)
+    rejected: dict[str, str] = field(default_factory=dict)
+    measurements: tuple[Measurement, ...] = ()
+
+
+def to_json(record: CaseRecord) -> dict[str, Any]:
+    """The record as JSON's types."""
+    content = asdict(record)
+    content["measurements"] = list(content["measurements"])
+    content["case"]["size"] = list(record.case.size)
+    return content
+
+
+def from_json(content: dict[str, Any]) -> CaseRecord:
+    """`to_json`'s inverse. Raises KeyError or TypeError for anything else."""
+    case = {**content["case"], "size": tuple(content["case"]["size"])}
+    measurements = tuple(
+        Measurement(**{**m, "times": {name: Spread(**spread) for name, spread in m["times"].items()}})
+        for m in content["measurements"]
+    )
+    return CaseRecord(**{**content, "case": Case(**case), "measurements": measurements})

@@ -1,0 +1,131 @@
+"""Timing: contenders take turns within every round, so that whatever drifts on the machine hits them all alike."""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+Call = Callable[[int], object]
+"""``call(i)`` does the work once on the ``i``-th set of inputs (taken modulo the number of sets)."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Seconds a call: the median over the rounds and the quartiles around it."""
+
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+    rounds: int
+    calls_per_round: int
+
+    @property
+    def relative(self) -> float:
+        """The interquartile range as a share of the median."""
+        return (self.upper_quartile - self.lower_quartile) / self.median if self.median else 0.0
+
+
+class Timer(Protocol):
+    """Measures a run of calls."""
+
+    def time(self, call: Call, start: int, count: int) -> float:
+        """Seconds that ``call(start)`` ... ``call(start + count - 1)`` take together."""
+
+
+class CpuTimer:
+    """Wall-clock time of calls that have finished when they return. What a call returns is freed within its time."""
+
+    def time(self, call: Call, start: int, count: int) -> float:
+        begin = time.perf_counter()
+        for index in range(start, start + count):
+            call(index)
+        return time.perf_counter() - begin
+
+
+class CudaTimer:
+    """Time between two CUDA events around the calls, so that the launches run ahead as they do in training."""
+
+    def time(self, call: Call, start: int, count: int) -> float:
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        begin.record()
+        for index in range(start, start + count):
+            call(index)
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+
+
+def timer_for(device: torch.device) -> Timer:
+    return CudaTimer() if device.type == "cuda" else CpuTimer()
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: ``seconds`` for all contenders of one comparison together, within bounds on the rounds.
+
+    ``batch`` is the least time of one contender's turn: short calls are repeated within a turn until reading the clock
+    does not count.
+    """
+
+    seconds: float = 1.4
+    warm_up: float = 0.05
+    batch: float = 5e-4
+    least_rounds: int = 7
+    most_rounds: int = 400
+
+
+FULL = Effort()
+QUICK = Effort(seconds=0.6, warm_up=0.03, least_rounds=5)
+
+
+def interleave(contenders: Mapping[str, Call], timer: Timer, effort: Effort) -> dict[str, Spread]:
+    """Times every contender in every round, in an order that shifts by one from round to round.
+
+    The index that calls get grows by one with every call, whoever makes it, so that no contender finds in the cache
+    what the one before it has read.
+    """
+    index = 0
+    counts: dict[str, int] = {}
+    for name, call in contenders.items():
+        calls, spent = 0, 0.0
+        while calls < 2 or spent < effort.warm_up:
+            latest = timer.time(call, index, 1)
+            index, calls, spent = index + 1, calls + 1, spent + latest
+            if calls >= 1000:
+                break
+        counts[name] = max(1, math.ceil(effort.batch / max(latest, 1e-7)))
+    names = list(contenders)
+    turns: dict[str, list[float]] = {name: [] for name in names}
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        total, rounds = 0.0, 0
+        while rounds < effort.least_rounds or (total < effort.seconds and rounds < effort.most_rounds):
+            shift = rounds % len(names)
+            for name in names[shift:] + names[:shift]:
+                taken = timer.time(contenders[name], index, counts[name])
+                index += counts[name]
+                turns[name].append(taken / counts[name])
+                total += taken
+            rounds += 1
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: spread(values, counts[name]) for name, values in turns.items()}
+
+
+def spread(values: list[float], calls_per_round: int = 1) -> Spread:
+    """Median and quartiles of seconds a call."""
+    if len(values) == 1:
+        return Spread(values[0], values[0], values[0], 1, calls_per_round)
+    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(median, lower, upper, len(values), calls_per_round)

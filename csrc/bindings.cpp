@@ -1,0 +1,323 @@
+// The one file that speaks to PyTorch, in the LibTorch stable ABI: it registers the native ops in the namespace fastdl_cpu, brings
+// tensors to a layout that the kernels read in place, and allocates their results. The kernels see raw pointers.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cpu/batch_norm.h"
+#include "cpu/group_norm.h"
+#include "cpu/pool.h"
+
+namespace fastdl {
+
+void parallel_for(int64_t begin, int64_t end, int64_t grain, void (*body)(void*, int64_t, int64_t), void* context) {
+  if (end - begin <= grain) {
+    if (end > begin) body(context, begin, end);
+    return;
+  }
+  torch::stable::parallel_for(begin, end, grain, [&](int64_t first, int64_t last) { body(context, first, last); });
+}
+
+int64_t thread_count() { return torch::stable::get_num_threads(); }
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+using Shape = std::vector<int64_t>;
+
+Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return Dtype::float32;
+    case ScalarType::Double: return Dtype::float64;
+    case ScalarType::BFloat16: return Dtype::bfloat16;
+    case ScalarType::Half: return Dtype::float16;
+    default: STD_TORCH_CHECK(false, "fastdl: a tensor must be float32, float64, bfloat16 or float16");
+  }
+  return Dtype::float32;
+}
+
+Tensor empty_strided(const Shape& sizes, const Shape& strides, ScalarType dtype) {
+  AtenTensorHandle handle;
+  const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), type, aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+// An uninitialised tensor, from the pool where it is large.
+Tensor make(const Shape& sizes, const Shape& strides, ScalarType dtype, int64_t count, size_t element_size) {
+  void* block = pool_allocate(size_t(count) * element_size);
+  if (!block) return empty_strided(sizes, strides, dtype);
+  void (*release)(void*) = pool_release;
+  return torch::stable::from_blob(block, sizes, strides, torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype, release);
+}
+
+// The shape of a call, and the layout of its output: channels last if the input's channels are innermost in memory, else NCHW.
+// fastdl.ops.operator.output_like says the same in Python, for tracing.
+struct Geometry {
+  Shape sizes, dense;
+  int64_t samples, channels, positions = 1, count;
+  bool channels_last = false;
+
+  explicit Geometry(const Tensor& input) {
+    const auto shape = input.sizes();
+    sizes.assign(shape.begin(), shape.end());
+    samples = sizes[0];
+    channels = sizes[1];
+    for (size_t i = 2; i < sizes.size(); ++i) positions *= sizes[i];
+    count = samples * channels * positions;
+    dense.resize(sizes.size());
+    channels_last = sizes.size() > 2 && !input.is_contiguous() && has_inner_channels(input.strides());
+    int64_t stride = channels_last ? channels : 1;
+    for (size_t i = sizes.size() - 1; i >= 2; --i) {
+      dense[i] = stride;
+      stride *= sizes[i] > 0 ? sizes[i] : 1;
+    }
+    dense[1] = channels_last ? 1 : stride;
+    dense[0] = channels_last ? stride : stride * (channels > 0 ? channels : 1);
+  }
+
+  // One position is both layouts; the kernels know it as channels last.
+  bool rows() const { return channels_last || positions == 1; }
+
+  // The tensor's strides as the kernels take them, if they can read it where it is.
+  std::optional<Strides> in_place(const Tensor& tensor) const {
+    const auto given = tensor.strides();
+    int64_t position = 0, length = 1;
+    for (size_t i = sizes.size() - 1; i >= 2; --i) {
+      if (sizes[i] == 1) continue;
+      if (length == 1) position = given[i];
+      else if (given[i] != position * length) return std::nullopt;
+      length *= sizes[i];
+    }
+    if (positions == 1) position = given[0];
+    const bool fits = rows() ? given[1] == 1 || channels == 1 : position == 1;
+    if (!fits) return std::nullopt;
+    return Strides{given[0], rows() ? 1 : given[1], position};
+  }
+
+ private:
+  template <class Given>
+  bool has_inner_channels(const Given& strides) const {
+    if (strides[1] != 1) return false;
+    int64_t innermost = channels;
+    for (size_t step = sizes.size() - 1; step >= 1; --step) {
+      const size_t i = step == 1 ? 0 : step;
+      if (sizes[i] == 1) continue;
+      if (strides[i] < innermost) return false;
+      innermost = strides[i] * sizes[i];
+    }
+    return true;
+  }
+};
+
+// A tensor that the kernels can read: itself, or a dense copy in the call's layout.
+struct Operand {
+  Tensor tensor;
+  Strides strides;
+
+  Operand(const Tensor& given, const Geometry& geometry) : tensor(given) {
+    if (auto fit = geometry.in_place(given)) {
+      strides = *fit;
+      return;
+    }
+    tensor = make(geometry.sizes, geometry.dense, given.scalar_type(), geometry.count, given.element_size());
+    torch::stable::copy_(tensor, given);
+    strides = *geometry.in_place(tensor);
+  }
+};
+
+// A parameter by channel, in double.
+std::vector<double> by_channel(const MaybeTensor& parameter) {
+  std::vector<double> values;
+  if (!parameter) return values;
+  const int64_t n = parameter->size(0), stride = parameter->stride(0);
+  values.resize(n);
+  with_dtype(dtype_of(*parameter), [&](auto t) {
+    using T = decltype(t);
+    const T* p = static_cast<const T*>(parameter->const_data_ptr());
+    for (int64_t i = 0; i < n; ++i) {
+      if constexpr (std::is_floating_point_v<T>) values[i] = double(p[i * stride]);
+      else values[i] = double(widen(p[i * stride]));
+    }
+  });
+  return values;
+}
+
+Tensor like_parameter(const Tensor& parameter, const std::vector<double>& values) {
+  Tensor out = empty_strided({int64_t(values.size())}, {1}, parameter.scalar_type());
+  with_dtype(dtype_of(parameter), [&](auto t) {
+    using T = decltype(t);
+    T* p = static_cast<T*>(out.mutable_data_ptr());
+    for (size_t i = 0; i < values.size(); ++i) {
+      if constexpr (std::is_floating_point_v<T>) p[i] = T(values[i]);
+      else narrow(float(values[i]), p[i]);
+    }
+  });
+  return out;
+}
+
+Activation activation_named(const std::string& name) {
+  for (int i = 0; i < activation_count; ++i)
+    if (name == activation_names[i]) return Activation(i);
+  STD_TORCH_CHECK(false, "fastdl: unknown activation ", name);
+  return Activation::identity;
+}
+
+// All that forward and backward of every norm share.
+struct Call {
+  Geometry geometry;
+  Operand input;
+  std::optional<Operand> residual;
+  std::vector<double> weight, bias;
+  Norm norm;
+
+  Call(const Tensor& given, const MaybeTensor& weight_tensor, const MaybeTensor& bias_tensor, const MaybeTensor& residual_tensor,
+       double eps, const std::string& activation, double parameter, const std::string& order)
+      : geometry(given), input(given, geometry), weight(by_channel(weight_tensor)), bias(by_channel(bias_tensor)) {
+    if (residual_tensor) residual.emplace(*residual_tensor, geometry);
+    const bool rows = geometry.rows();
+    norm.dtype = dtype_of(given);
+    norm.samples = geometry.samples;
+    norm.channels = geometry.channels;
+    norm.positions = geometry.positions;
+    norm.channels_last = rows;
+    norm.input = input.tensor.const_data_ptr();
+    norm.input_strides = input.strides;
+    norm.residual = residual ? residual->tensor.const_data_ptr() : nullptr;
+    norm.residual_strides = residual ? residual->strides : Strides{0, 0, 0};
+    const int64_t sample = geometry.channels * geometry.positions;
+    norm.output_strides = rows ? Strides{sample, 1, geometry.channels} : Strides{sample, geometry.positions, 1};
+    norm.weight = weight.empty() ? nullptr : weight.data();
+    norm.bias = bias.empty() ? nullptr : bias.data();
+    norm.eps = eps;
+    norm.parameter = parameter;
+    norm.activation = activation_named(activation);
+    norm.activation_first = order == "act_norm";
+  }
+
+  Tensor make_output() const {
+    const Tensor& given = input.tensor;
+    return make(geometry.sizes, geometry.dense, given.scalar_type(), geometry.count, given.element_size());
+  }
+};
+
+Tensor make_statistics(const Shape& sizes) {
+  Shape strides(sizes.size(), 1);
+  for (size_t i = sizes.size() - 1; i > 0; --i) strides[i - 1] = strides[i] * (sizes[i] > 0 ? sizes[i] : 1);
+  return empty_strided(sizes, strides, ScalarType::Double);
+}
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+// The four gradients that were asked for; an undefined tensor, None in Python, for the rest.
+template <class Backward>
+Gradients gradients_of(const Call& call, const Tensor& grad_output, const MaybeTensor& weight, const MaybeTensor& bias,
+                       const std::vector<bool>& needs, Backward&& backward) {
+  const bool has_residual = call.residual.has_value();
+  Tensor input, weight_gradient, bias_gradient, residual;
+  std::vector<double> by_weight(call.geometry.channels), by_bias(call.geometry.channels);
+  if (needs[0]) input = call.make_output();
+  if (needs[3] && has_residual) residual = call.make_output();
+  if (call.geometry.count) {
+    const Operand gradient(grad_output, call.geometry);
+    NormGradients gradients{gradient.tensor.const_data_ptr(),
+                            gradient.strides,
+                            needs[0] ? input.mutable_data_ptr() : nullptr,
+                            needs[3] && has_residual ? residual.mutable_data_ptr() : nullptr,
+                            by_weight.data(),
+                            by_bias.data()};
+    backward(gradients);
+  }
+  if (needs[1] && weight) weight_gradient = like_parameter(*weight, by_weight);
+  if (needs[2] && bias) bias_gradient = like_parameter(*bias, by_bias);
+  return {input, weight_gradient, bias_gradient, residual};
+}
+
+// -- group norm ------------------------------------------------------------------------------------------------------------------
+
+std::tuple<Tensor, Tensor> group_norm_forward_op(const Tensor& input, const MaybeTensor& weight, const MaybeTensor& bias,
+                                                 const MaybeTensor& residual, int64_t num_groups, double eps,
+                                                 const std::string& activation, double parameter, const std::string& order) {
+  const Call call(input, weight, bias, residual, eps, activation, parameter, order);
+  Tensor output = call.make_output();
+  Tensor statistics = make_statistics({2, call.geometry.samples, num_groups});
+  double* values = static_cast<double*>(statistics.mutable_data_ptr());
+  if (call.geometry.count) group_norm_forward(call.norm, num_groups, output.mutable_data_ptr(), values);
+  else std::fill(values, values + statistics.numel(), 0.0);
+  return {output, statistics};
+}
+
+Gradients group_norm_backward_op(const Tensor& grad_output, const Tensor& input, const MaybeTensor& weight, const MaybeTensor& bias,
+                                 const MaybeTensor& residual, const Tensor& statistics, int64_t num_groups, double eps,
+                                 const std::string& activation, double parameter, const std::string& order,
+                                 const std::vector<bool>& needs) {
+  const Call call(input, weight, bias, residual, eps, activation, parameter, order);
+  return gradients_of(call, grad_output, weight, bias, needs, [&](const NormGradients& gradients) {
+    group_norm_backward(call.norm, num_groups, static_cast<const double*>(statistics.const_data_ptr()), gradients);
+  });
+}
+
+// -- batch norm ------------------------------------------------------------------------------------------------------------------
+
+std::tuple<Tensor, Tensor> batch_norm_forward_op(const Tensor& input, const MaybeTensor& weight, const MaybeTensor& bias,
+                                                 const MaybeTensor& residual, const MaybeTensor& running_mean,
+                                                 const MaybeTensor& running_var, double eps, const std::string& activation,
+                                                 double parameter, const std::string& order) {
+  const Call call(input, weight, bias, residual, eps, activation, parameter, order);
+  Tensor output = call.make_output();
+  Tensor statistics = make_statistics({2, call.geometry.channels});
+  double* values = static_cast<double*>(statistics.mutable_data_ptr());
+  const bool given = running_mean && running_var;
+  std::fill(values, values + statistics.numel(), 0.0);
+  if (given) {
+    const std::vector<double> mean = by_channel(running_mean), variance = by_channel(running_var);
+    std::copy(mean.begin(), mean.end(), values);
+    std::copy(variance.begin(), variance.end(), values + mean.size());
+  }
+  if (call.geometry.count) batch_norm_forward(call.norm, given, output.mutable_data_ptr(), values);
+  return {output, statistics};
+}
+
+Gradients batch_norm_backward_op(const Tensor& grad_output, const Tensor& input, const MaybeTensor& weight, const MaybeTensor& bias,
+                                 const MaybeTensor& residual, const MaybeTensor& running_mean, const MaybeTensor& running_var,
+                                 const Tensor& statistics, double eps, const std::string& activation, double parameter,
+                                 const std::string& order, const std::vector<bool>& needs) {
+  const Call call(input, weight, bias, residual, eps, activation, parameter, order);
+  return gradients_of(call, grad_output, weight, bias, needs, [&](const NormGradients& gradients) {
+    batch_norm_backward(call.norm, running_mean && running_var, static_cast<const double*>(statistics.const_data_ptr()), gradients);
+  });
+}
+
+}  // namespace
+}  // namespace fastdl
+
+STABLE_TORCH_LIBRARY(fastdl_cpu, library) {
+  library.def(
+      "group_norm_forward(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, int num_groups, float eps, str activation, "
+      "float activation_param, str order) -> (Tensor, Tensor)");
+  library.def(
+      "group_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor statistics, "
+      "int num_groups, float eps, str activation, float activation_param, str order, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "batch_norm_forward(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? running_mean, Tensor? running_var, "
+      "float eps, str activation, float activation_param, str order) -> (Tensor, Tensor)");
+  library.def(
+      "batch_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? running_mean, "
+      "Tensor? running_var, Tensor statistics, float eps, str activation, float activation_param, str order, bool[] needs) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastdl_cpu, CPU, library) {
+  library.impl("group_norm_forward", TORCH_BOX(&fastdl::group_norm_forward_op));
+  library.impl("group_norm_backward", TORCH_BOX(&fastdl::group_norm_backward_op));
+  library.impl("batch_norm_forward", TORCH_BOX(&fastdl::batch_norm_forward_op));
+  library.impl("batch_norm_backward", TORCH_BOX(&fastdl::batch_norm_backward_op));
+}

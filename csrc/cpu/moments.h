@@ -1,0 +1,172 @@
+// Mean and variance that stay right when the mean is far larger than the deviation.
+//
+// Values are summed after subtracting a shift near their mean, in float for a few thousand values at a time; the sums are then
+// merged in double (Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance", eq. 2.1). The shift is the mean so
+// far. If a chunk's mean lies k deviations from it, its sum of squares loses a factor of k^2 in precision, but then the chunk's
+// distance itself adds k^2 to the variance, so the result keeps its relative precision. One pass over memory.
+#pragma once
+
+#include <vector>
+
+#include "vector.h"
+
+namespace fastdl {
+
+struct Moments {
+  double count = 0, mean = 0, squares = 0;  // squares: sum of (x - mean)^2
+
+  void merge(const Moments& other) {
+    if (other.count == 0) return;
+    const double total = count + other.count, distance = other.mean - mean;
+    mean += distance * (other.count / total);
+    squares += other.squares + distance * distance * (count * other.count / total);
+    count = total;
+  }
+  double variance() const { return squares / count; }
+};
+
+// Moments of values that come as strips of contiguous memory.
+template <class A>
+class StripMoments {
+ public:
+  void add(const A* x, int64_t n) {
+    while (n > 0) {
+      const int64_t m = n < chunk - pending_ ? n : chunk - pending_;
+      if (pending_ == 0 && moments_.count == 0) shift_ = mean_of(x, m < 256 ? m : 256);
+      const Vector<A> shift = broadcast(shift_);
+      Vector<A> sum[2] = {sum_, {}}, squares[2] = {squares_, {}};
+      int64_t i = 0;
+      for (; i + 2 * lanes<A> <= m; i += 2 * lanes<A>) {
+        for (int k = 0; k < 2; ++k) {
+          const Vector<A> d = load(x + i + k * lanes<A>) - shift;
+          sum[k] += d;
+          squares[k] += d * d;
+        }
+      }
+      sweep<A>(m - i, [&](int64_t j, auto part) {
+        const Vector<A> d = part.clear_rest(part.load(x + i + j) - shift);
+        sum[0] += d;
+        squares[0] += d * d;
+      });
+      sum_ = sum[0] + sum[1];
+      squares_ = squares[0] + squares[1];
+      pending_ += m;
+      if (pending_ == chunk) flush();
+      x += m;
+      n -= m;
+    }
+  }
+
+  const Moments& result() {
+    flush();
+    return moments_;
+  }
+
+ private:
+  static constexpr int64_t chunk = 4096;
+
+  static A mean_of(const A* x, int64_t n) {
+    Vector<A> sum{};
+    sweep<A>(n, [&](int64_t i, auto part) { sum += part.load(x + i); });
+    return sum_lanes<A>(sum) / A(n);
+  }
+
+  void flush() {
+    if (pending_ == 0) return;
+    const double n = double(pending_), sum = sum_lanes<A>(sum_), squares = sum_lanes<A>(squares_);
+    moments_.merge({n, double(shift_) + sum / n, squares - sum * sum / n});
+    shift_ = A(moments_.mean);
+    sum_ = squares_ = Vector<A>{};
+    pending_ = 0;
+  }
+
+  Moments moments_;
+  A shift_ = 0;
+  int64_t pending_ = 0;
+  Vector<A> sum_{}, squares_{};
+};
+
+// Moments of each column of rows of values; all columns have the same count.
+template <class A>
+class ColumnMoments {
+ public:
+  explicit ColumnMoments(int64_t columns) : columns_(columns), work_(3 * columns), moments_(2 * columns) {}
+
+  void add(const A* x, int64_t stride, int64_t rows) {
+    while (rows > 0) {
+      if (pending_ == 0 && count_ == 0) start(x, stride, rows < 8 ? rows : 8);
+      const int64_t m = rows < chunk - pending_ ? rows : chunk - pending_;
+      accumulate(x, stride, m);
+      pending_ += m;
+      if (pending_ == chunk) flush();
+      x += m * stride;
+      rows -= m;
+    }
+  }
+
+  double count() {
+    flush();
+    return count_;
+  }
+  int64_t columns() const { return columns_; }
+  const double* means() const { return moments_.data(); }
+  const double* squares() const { return moments_.data() + columns_; }
+
+ private:
+  static constexpr int64_t chunk = 128;  // rows
+
+  void start(const A* x, int64_t stride, int64_t rows) {
+    A* shift = work_.data();
+    sweep<A>(columns_, [&](int64_t j, auto part) {
+      Vector<A> sum{};
+      for (int64_t k = 0; k < rows; ++k) sum += part.load(x + k * stride + j);
+      part.store(shift + j, sum / A(rows));
+    });
+  }
+
+  void accumulate(const A* x, int64_t stride, int64_t rows) {
+    const A* shift = work_.data();
+    A *sums = work_.data() + columns_, *squares = sums + columns_;
+    auto block = [&](auto count) {
+      sweep<A>(columns_, [&](int64_t j, auto part) {
+        const Vector<A> center = part.load(shift + j);
+        Vector<A> sum = part.load(sums + j), square = part.load(squares + j);
+#pragma GCC unroll 8
+        for (int k = 0; k < count.value; ++k) {
+          const Vector<A> d = part.load(x + k * stride + j) - center;
+          sum += d;
+          square += d * d;
+        }
+        part.store(sums + j, sum);
+        part.store(squares + j, square);
+      });
+      x += count.value * stride;
+      rows -= count.value;
+    };
+    while (rows >= 8) block(std::integral_constant<int, 8>{});
+    while (rows > 0) block(std::integral_constant<int, 1>{});
+  }
+
+  void flush() {
+    if (pending_ == 0) return;
+    A *shift = work_.data(), *sums = shift + columns_, *squares = sums + columns_;
+    double *mean = moments_.data(), *square = mean + columns_;
+    const double n = double(pending_), total = count_ + n, weight = n / total, cross = count_ * n / total;
+    for (int64_t j = 0; j < columns_; ++j) {
+      const double sum = sums[j], distance = double(shift[j]) + sum / n - mean[j];
+      mean[j] += distance * weight;
+      square[j] += double(squares[j]) - sum * sum / n + distance * distance * cross;
+      shift[j] = A(mean[j]);
+      sums[j] = squares[j] = 0;
+    }
+    count_ = total;
+    pending_ = 0;
+  }
+
+  int64_t columns_, pending_ = 0;
+  double count_ = 0;
+  std::vector<A> work_;         // shift, sums, squares: an array each
+  std::vector<double> moments_;  // means, squares
+};
+
+}  // namespace fastdl

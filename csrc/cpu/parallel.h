@@ -1,0 +1,41 @@
+// Work over torch's own threads, in two phases with a reduction between them.
+#pragma once
+
+#include <cstdint>
+
+namespace fastdl {
+
+// Defined in bindings.cpp on torch::stable::parallel_for, which honours torch.set_num_threads.
+void parallel_for(int64_t begin, int64_t end, int64_t grain, void (*body)(void* context, int64_t begin, int64_t end), void* context);
+int64_t thread_count();
+
+template <class Body>
+void parallel(int64_t count, int64_t work_each, Body&& body) {
+  // 32,768 values take about 5 us, as long as it takes to wake a thread and be the better for it.
+  const int64_t grain = work_each >= 32768 ? 1 : 32768 / (work_each > 0 ? work_each : 1);
+  auto run = [](void* context, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) (*static_cast<Body*>(context))(i);
+  };
+  parallel_for(0, count, grain, run, &body);
+}
+
+// Slabs of parts: first(slab, part) for every part, then merge(slab), then second(slab, part).
+// Where there are slabs enough, a thread takes a whole one, which is then still in its cache for the second phase; else the parts are
+// shared out. The parts depend on the shape alone and are merged in their order, so that the result does not depend on the threads.
+template <class First, class Merge, class Second>
+void two_phases(int64_t slabs, int64_t parts, int64_t part_work, First&& first, Merge&& merge, Second&& second) {
+  const int64_t threads = thread_count();
+  if (parts == 1 || slabs >= 4 * threads || slabs % threads == 0) {
+    parallel(slabs, 2 * parts * part_work, [&](int64_t slab) {
+      for (int64_t part = 0; part < parts; ++part) first(slab, part);
+      merge(slab);
+      for (int64_t part = 0; part < parts; ++part) second(slab, part);
+    });
+    return;
+  }
+  parallel(slabs * parts, part_work, [&](int64_t i) { first(i / parts, i % parts); });
+  for (int64_t slab = 0; slab < slabs; ++slab) merge(slab);
+  parallel(slabs * parts, part_work, [&](int64_t i) { second(i / parts, i % parts); });
+}
+
+}  // namespace fastdl

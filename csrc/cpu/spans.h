@@ -1,0 +1,60 @@
+// The inner loops of the norms, over spans of memory that are already in the arithmetic type A (float, or double for double).
+//
+// Normalising is one affine map of the centred input, u = (x - center) scale + shift (+ residual), y = act(u), and its backward is
+// affine too, with gu = g act'(u):  gx = gu by_gradient + (x - center) by_input + constant.
+// A *strip* is n values of one channel, so the coefficients are scalars: the NCHW layout. *Rows* hold a channel in each column, so
+// they are arrays: channels last. Each loop exists once an activation; a table of pointers picks it outside of all loops.
+#pragma once
+
+#include "activations.h"
+
+namespace fastdl {
+
+template <class A>
+struct Affine {
+  A center, scale, shift;
+};
+
+template <class A>
+struct Slope {
+  A by_gradient, by_input, constant;
+};
+
+// The same, an array each, one value a column.
+template <class A>
+struct AffineColumns {
+  const A *center, *scale, *shift;
+};
+
+template <class A>
+struct SlopeColumns {
+  const A *by_gradient, *by_input, *constant;
+};
+
+// Rows of values: the first, and how many values from one row to the next. Null where there is none.
+template <class P>
+struct Rows {
+  P* first;
+  int64_t stride;
+  explicit operator bool() const { return first != nullptr; }
+};
+
+template <class A>
+struct Spans {
+  // y = act((x - center) scale + shift + r)
+  void (*forward_strip)(const A* x, const A* r, A* y, int64_t n, Affine<A> map, A parameter);
+  void (*forward_rows)(Rows<const A> x, Rows<const A> r, Rows<A> y, int64_t rows, int64_t columns, AffineColumns<A> map, A parameter);
+  // sums[0] += sum gu, sums[1] += sum gu (x - center); by column for rows
+  void (*reduce_strip)(const A* x, const A* r, const A* g, int64_t n, Affine<A> map, A parameter, A* sums);
+  void (*reduce_rows)(Rows<const A> x, Rows<const A> r, Rows<const A> g, int64_t rows, int64_t columns, AffineColumns<A> map,
+                      A parameter, A* gradient_sums, A* product_sums);
+  // gx = gu by_gradient + (x - center) by_input + constant; gr = gu. Either output may be null.
+  void (*backward_strip)(const A* x, const A* r, const A* g, A* gx, A* gr, int64_t n, Affine<A> map, Slope<A> slope, A parameter);
+  void (*backward_rows)(Rows<const A> x, Rows<const A> r, Rows<const A> g, Rows<A> gx, Rows<A> gr, int64_t rows, int64_t columns,
+                        AffineColumns<A> map, SlopeColumns<A> slope, A parameter);
+};
+
+template <class A>
+const Spans<A>& spans(Activation activation);
+
+}  // namespace fastdl

@@ -1,0 +1,162 @@
+// The loops of spans.h, written once for every arithmetic type and activation. Included by spans_float.cpp and spans_double.cpp
+// alone, so that the two compile side by side.
+#pragma once
+
+#include <type_traits>
+#include <utility>
+
+#include "spans.h"
+
+namespace fastdl {
+
+// Calls body with true or false as a compile-time constant: a test outside of the loop instead of in it.
+template <class Body>
+FASTDL_INLINE void decide(bool condition, Body&& body) {
+  if (condition) body(std::true_type{});
+  else body(std::false_type{});
+}
+
+template <class A, Activation activation>
+struct SpansOf {
+  using Act = Activate<A, activation>;
+  using V = Vector<A>;
+
+  template <class Part, class HasResidual>
+  static FASTDL_INLINE V affine(Part part, V x, const A* r, V center, V scale, V shift, HasResidual) {
+    V u = (x - center) * scale + shift;
+    if constexpr (HasResidual::value) u += part.load(r);
+    return u;
+  }
+
+  static void forward_strip(const A* x, const A* r, A* y, int64_t n, Affine<A> map, A parameter) {
+    const V center = broadcast(map.center), scale = broadcast(map.scale), shift = broadcast(map.shift);
+    decide(r, [&](auto has_residual) {
+      sweep<A>(n, [&](int64_t i, auto part) {
+        part.store(y + i, Act::value(affine(part, part.load(x + i), r + i, center, scale, shift, has_residual), parameter));
+      });
+    });
+  }
+
+  static void forward_rows(Rows<const A> x, Rows<const A> r, Rows<A> y, int64_t rows, int64_t columns, AffineColumns<A> map,
+                           A parameter) {
+    // Four rows at a time: the three coefficients of a column are loaded once for the four.
+    decide(bool(r), [&](auto has_residual) {
+      int64_t row = 0;
+      auto block = [&](auto count) {
+        sweep<A>(columns, [&](int64_t j, auto part) {
+          const V center = part.load(map.center + j), scale = part.load(map.scale + j), shift = part.load(map.shift + j);
+#pragma GCC unroll 4
+          for (int64_t k = row; k < row + count.value; ++k)
+            part.store(y.first + k * y.stride + j, Act::value(affine(part, part.load(x.first + k * x.stride + j),
+                                                                     r.first + k * r.stride + j, center, scale, shift, has_residual),
+                                                              parameter));
+        });
+        row += count.value;
+      };
+      while (row + 4 <= rows) block(std::integral_constant<int, 4>{});
+      while (row < rows) block(std::integral_constant<int, 1>{});
+    });
+  }
+
+  static void reduce_strip(const A* x, const A* r, const A* g, int64_t n, Affine<A> map, A parameter, A* sums) {
+    const V center = broadcast(map.center), scale = broadcast(map.scale), shift = broadcast(map.shift);
+    V gradient_sum{}, product_sum{};
+    decide(r, [&](auto has_residual) {
+      sweep<A>(n, [&](int64_t i, auto part) {
+        V value = part.load(x + i);
+        V gu = Act::gradient(part.load(g + i), affine(part, value, r + i, center, scale, shift, has_residual), parameter);
+        gu = part.clear_rest(gu);
+        gradient_sum += gu;
+        product_sum += gu * part.clear_rest(value - center);
+      });
+    });
+    sums[0] += sum_lanes<A>(gradient_sum);
+    sums[1] += sum_lanes<A>(product_sum);
+  }
+
+  static void reduce_rows(Rows<const A> x, Rows<const A> r, Rows<const A> g, int64_t rows, int64_t columns, AffineColumns<A> map,
+                          A parameter, A* gradient_sums, A* product_sums) {
+    decide(bool(r), [&](auto has_residual) {
+      int64_t row = 0;
+      auto block = [&](auto count) {
+        sweep<A>(columns, [&](int64_t j, auto part) {
+          const V center = part.load(map.center + j), scale = part.load(map.scale + j), shift = part.load(map.shift + j);
+          V gradient_sum = part.load(gradient_sums + j), product_sum = part.load(product_sums + j);
+#pragma GCC unroll 4
+          for (int64_t k = row; k < row + count.value; ++k) {
+            V value = part.load(x.first + k * x.stride + j);
+            V u = affine(part, value, r.first + k * r.stride + j, center, scale, shift, has_residual);
+            V gu = Act::gradient(part.load(g.first + k * g.stride + j), u, parameter);
+            gradient_sum += gu;
+            product_sum += gu * (value - center);
+          }
+          part.store(gradient_sums + j, gradient_sum);
+          part.store(product_sums + j, product_sum);
+        });
+        row += count.value;
+      };
+      while (row + 4 <= rows) block(std::integral_constant<int, 4>{});
+      while (row < rows) block(std::integral_constant<int, 1>{});
+    });
+  }
+
+  // The backward map of one vector; stores what is asked for.
+  template <class Part, class HasResidual>
+  static FASTDL_INLINE void backward(Part part, const A* x, const A* r, const A* g, A* gx, A* gr, V center, V scale, V shift,
+                                     V by_gradient, V by_input, V constant, A parameter, HasResidual has_residual) {
+    V value = part.load(x);
+    V gu = Act::gradient(part.load(g), affine(part, value, r, center, scale, shift, has_residual), parameter);
+    if (gr) part.store(gr, gu);
+    if (gx) part.store(gx, gu * by_gradient + ((value - center) * by_input + constant));
+  }
+
+  static void backward_strip(const A* x, const A* r, const A* g, A* gx, A* gr, int64_t n, Affine<A> map, Slope<A> slope,
+                             A parameter) {
+    const V center = broadcast(map.center), scale = broadcast(map.scale), shift = broadcast(map.shift);
+    const V by_gradient = broadcast(slope.by_gradient), by_input = broadcast(slope.by_input), constant = broadcast(slope.constant);
+    auto run = [&](auto has_residual, A* gx, A* gr) FASTDL_INLINE_LAMBDA {
+      sweep<A>(n, [&](int64_t i, auto part) {
+        backward(part, x + i, r + i, g + i, gx ? gx + i : nullptr, gr ? gr + i : nullptr, center, scale, shift, by_gradient,
+                 by_input, constant, parameter, has_residual);
+      });
+    };
+    if (!r && !gr) run(std::false_type{}, gx, nullptr);
+    else if (r) run(std::true_type{}, gx, gr);
+    else run(std::false_type{}, gx, gr);
+  }
+
+  static void backward_rows(Rows<const A> x, Rows<const A> r, Rows<const A> g, Rows<A> gx, Rows<A> gr, int64_t rows,
+                            int64_t columns, AffineColumns<A> map, SlopeColumns<A> slope, A parameter) {
+    int64_t row = 0;
+    auto block = [&](auto count, auto has_residual, A* gx_first, A* gr_first) FASTDL_INLINE_LAMBDA {
+      sweep<A>(columns, [&](int64_t j, auto part) {
+        const V center = part.load(map.center + j), scale = part.load(map.scale + j), shift = part.load(map.shift + j);
+        const V by_gradient = part.load(slope.by_gradient + j), by_input = part.load(slope.by_input + j),
+                constant = part.load(slope.constant + j);
+#pragma GCC unroll 2
+        for (int64_t k = row; k < row + count.value; ++k)
+          backward(part, x.first + k * x.stride + j, r.first + k * r.stride + j, g.first + k * g.stride + j,
+                   gx_first ? gx_first + k * gx.stride + j : nullptr, gr_first ? gr_first + k * gr.stride + j : nullptr, center,
+                   scale, shift, by_gradient, by_input, constant, parameter, has_residual);
+      });
+      row += count.value;
+    };
+    auto all = [&](auto has_residual, A* gx_first, A* gr_first) FASTDL_INLINE_LAMBDA {
+      while (row + 2 <= rows) block(std::integral_constant<int, 2>{}, has_residual, gx_first, gr_first);
+      while (row < rows) block(std::integral_constant<int, 1>{}, has_residual, gx_first, gr_first);
+    };
+    if (!r && !gr) all(std::false_type{}, gx.first, nullptr);
+    else if (r) all(std::true_type{}, gx.first, gr.first);
+    else all(std::false_type{}, gx.first, gr.first);
+  }
+
+  static constexpr Spans<A> table = {forward_strip, forward_rows, reduce_strip, reduce_rows, backward_strip, backward_rows};
+};
+
+template <class A, int... index>
+const Spans<A>& pick_spans(Activation activation, std::integer_sequence<int, index...>) {
+  static constexpr const Spans<A>* tables[] = {&SpansOf<A, Activation(index)>::table...};
+  return *tables[int(activation)];
+}
+
+}  // namespace fastdl

@@ -1,0 +1,120 @@
+// Vectors of float or double, as wide as the instruction set that the file is compiled for, in GCC's and Clang's vector
+// extension: arithmetic and comparisons are the language's own operators, so one source serves AVX-512, AVX2, SSE2 and NEON.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace fastdl {
+
+#if defined(__AVX512F__) && defined(__AVX512VL__) && defined(__AVX512BW__) && defined(__AVX512DQ__)
+#define FASTDL_AVX512 1
+inline constexpr int vector_bytes = 64;
+#elif defined(__AVX2__) && defined(__FMA__)
+#define FASTDL_AVX2 1
+inline constexpr int vector_bytes = 32;
+#else
+inline constexpr int vector_bytes = 16;
+#endif
+
+#define FASTDL_INLINE inline __attribute__((always_inline))
+#define FASTDL_INLINE_LAMBDA __attribute__((always_inline))
+
+template <class A>
+struct SimdTypes;
+template <>
+struct SimdTypes<float> {
+  typedef float Vector __attribute__((vector_size(vector_bytes)));
+  typedef int32_t Integer __attribute__((vector_size(vector_bytes)));
+};
+template <>
+struct SimdTypes<double> {
+  typedef double Vector __attribute__((vector_size(vector_bytes)));
+  typedef int64_t Integer __attribute__((vector_size(vector_bytes)));
+};
+
+template <class A>
+using Vector = typename SimdTypes<A>::Vector;
+template <class A>
+using Integer = typename SimdTypes<A>::Integer;
+
+template <class A>
+inline constexpr int lanes = vector_bytes / sizeof(A);
+
+template <class A>
+FASTDL_INLINE Vector<A> broadcast(A value) {
+  return value - Vector<A>{};  // value - 0 keeps the sign of -0, value + 0 would not
+}
+
+template <class A>
+FASTDL_INLINE Vector<A> load(const A* p) {
+  Vector<A> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class A>
+FASTDL_INLINE void store(A* p, Vector<A> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+template <class A>
+FASTDL_INLINE A sum_lanes(Vector<A> v) {
+#if FASTDL_AVX512
+  if constexpr (sizeof(A) == 4) return _mm512_reduce_add_ps((__m512)v);
+  else return _mm512_reduce_add_pd((__m512d)v);
+#else
+  A total = 0;
+  for (int i = 0; i < lanes<A>; ++i) total += v[i];
+  return total;
+#endif
+}
+
+template <class A>
+inline constexpr A lane_numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+// A whole vector, and the first few lanes of one. Loops over a span take either, so that a ragged end costs one masked vector.
+template <class A>
+struct Whole {
+  FASTDL_INLINE Vector<A> load(const A* p) const { return fastdl::load(p); }
+  FASTDL_INLINE void store(A* p, Vector<A> v) const { fastdl::store(p, v); }
+  FASTDL_INLINE Vector<A> clear_rest(Vector<A> v) const { return v; }
+};
+
+template <class A>
+struct First {
+  int count;  // 1 to lanes - 1
+
+  FASTDL_INLINE Vector<A> load(const A* p) const {
+#if FASTDL_AVX512
+    if constexpr (sizeof(A) == 4) return (Vector<A>)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p);
+    else return (Vector<A>)_mm512_maskz_loadu_pd((__mmask8)((1u << count) - 1), p);
+#else
+    Vector<A> v{};
+    for (int i = 0; i < count; ++i) v[i] = p[i];
+    return v;
+#endif
+  }
+  FASTDL_INLINE void store(A* p, Vector<A> v) const {
+#if FASTDL_AVX512
+    if constexpr (sizeof(A) == 4) _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), (__m512)v);
+    else _mm512_mask_storeu_pd(p, (__mmask8)((1u << count) - 1), (__m512d)v);
+#else
+    for (int i = 0; i < count; ++i) p[i] = v[i];
+#endif
+  }
+  FASTDL_INLINE Vector<A> clear_rest(Vector<A> v) const { return fastdl::load(lane_numbers<A>) < A(count) ? v : Vector<A>{}; }
+};
+
+// Calls body(offset, part) over n values: Whole vectors, then First for what is left.
+template <class A, class Body>
+FASTDL_INLINE void sweep(int64_t n, Body&& body) {
+  int64_t i = 0;
+  for (; i + lanes<A> <= n; i += lanes<A>) body(i, Whole<A>{});
+  if (i < n) body(i, First<A>{int(n - i)});
+}
+
+}  // namespace fastdl

@@ -1,0 +1,20 @@
+"""fastdl: fused training kernels for PyTorch (GroupNorm, BatchNorm and conv-norm-activation), and a laboratory built on them."""
+
+from fastdl import nn, ops, reference
+from fastdl.memory import cpu_pool
+from fastdl.ops.dispatch import BackendError, BackendStatus, backends, set_backend, use_backend
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "BackendStatus",
+    "__version__",
+    "backends",
+    "cpu_pool",
+    "nn",
+    "ops",
+    "reference",
+    "set_backend",
+    "use_backend",
+]

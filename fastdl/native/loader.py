@@ -1,0 +1,326 @@
+"""Find the native library, build it where it is missing, and load it: once, and without ever failing its caller."""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import build as building
+from . import cache
+from .cpu_features import machine_features, missing_features
+from .settings import Settings, read_settings
+from .sources import SourceTree, find_csrc, read_sources
+from .status import FastdlWarning, NativeStatus, NativeUnavailableError
+from .toolchain import Compiler, TorchInstallation, find_compiler, find_ninja, torch_installation, torch_release
+
+# Where setup.py puts a library that was built ahead of time.
+PREBUILT = Path(__file__).resolve().parent / "prebuilt"
+SYSTEMS = ("Linux", "Darwin")
+# Another process that builds is waited for; after this long it is taken to hang, and this process builds for itself.
+LOCK_PATIENCE = 1800.0
+LOCK_POLL = 0.2
+WAIT_MESSAGE_AFTER = 5.0
+FAILURE = "failure.json"
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library on disk that fits this machine, this torch and these sources."""
+
+    entry: Path
+    manifest: cache.Manifest
+    built_in_seconds: float | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.entry / self.manifest.library
+
+
+class Loader:
+    """Loads the library of one source tree; the process's own is behind ``fastdl.native.load``."""
+
+    def __init__(self, csrc: Path | None = None, prebuilt: Path = PREBUILT) -> None:
+        self.csrc = csrc
+        self.prebuilt = prebuilt
+        self._status: NativeStatus | None = None
+        self._lock = threading.Lock()
+        if hasattr(os, "register_at_fork"):
+            # A fork while another thread builds would leave the child with a lock that nobody opens.
+            os.register_at_fork(after_in_child=self._renew_lock)
+
+    def _renew_lock(self) -> None:
+        self._lock = threading.Lock()
+
+    def load(self) -> NativeStatus:
+        """Load the library on the first call; the same status ever after. Warns once where it cannot be loaded."""
+        if self._status is None:
+            with self._lock:
+                if self._status is None:
+                    self._status = self._load()
+                    if not self._status.available:
+                        warnings.warn(
+                            "fastdl runs without its native CPU kernels, on the slower 'reference' backend. "
+                            + self._status.reason,
+                            FastdlWarning,
+                            stacklevel=3,
+                        )
+        return self._status
+
+    def status_without_building(self) -> NativeStatus:
+        """The status if it is known, or else what ``load`` would find; builds, loads and warns of nothing."""
+        if self._status is not None:
+            return self._status
+        try:
+            search = Search(self.csrc, self.prebuilt)
+            library = search.existing()
+            if library is None:
+                search.refuse_if_building_is_off()
+                compiler = search.require_compiler()
+                find_ninja()
+                return NativeStatus(False, f"Not built yet: {compiler.path} will compile it on first use.")
+            return NativeStatus(True, path=library.path, features=library.manifest.required_features)
+        except NativeUnavailableError as error:
+            return NativeStatus(False, str(error))
+        except Exception as error:  # a query must answer whatever the state of the disk
+            return NativeStatus(False, _unexpected(error))
+
+    def _load(self) -> NativeStatus:
+        try:
+            search = Search(self.csrc, self.prebuilt)
+            library = search.existing()
+            if library is not None and library.entry == self.prebuilt:
+                try:
+                    return _load_library(library)
+                except NativeUnavailableError as error:
+                    # Built ahead of time against other system libraries; one that is built here may still do.
+                    search.notes.append(str(error))
+                    library = search.cached()
+            if library is None:
+                search.refuse_if_building_is_off()
+                library = search.build()
+            return _load_library(library)
+        except NativeUnavailableError as error:
+            return NativeStatus(False, str(error))
+        except Exception as error:  # whatever it is, the package works without the library
+            return NativeStatus(False, _unexpected(error))
+
+
+class Search:
+    """One look for the library, under the settings of this moment."""
+
+    def __init__(self, csrc: Path | None, prebuilt: Path) -> None:
+        if platform.system() not in SYSTEMS:
+            raise NativeUnavailableError(
+                f"The native kernels are built on {' and '.join(SYSTEMS)}, not on {platform.system()}.",
+                "On Windows, use WSL.",
+            )
+        self.settings: Settings = read_settings()
+        self.torch: TorchInstallation = torch_installation()
+        self.sources: SourceTree = read_sources(csrc or find_csrc())
+        self.prebuilt = prebuilt
+        self.machine = machine_features()
+        self.notes: list[str] = []  # why a library that exists is not used
+        self.compiler: Compiler | None = None
+        self.compiler_error: NativeUnavailableError | None = None
+        try:
+            self.compiler = find_compiler()
+        except NativeUnavailableError as error:
+            self.compiler_error = error
+
+    def existing(self) -> Library | None:
+        """A library built ahead of time, or else one from the cache."""
+        manifest = cache.read_manifest(self.prebuilt)
+        if manifest is not None and self._fits(manifest):
+            obstacle = self._obstacle(self.prebuilt, manifest)
+            if obstacle:
+                self.notes.append(obstacle)
+            elif not self.settings.arch_is_asked_for or manifest.arch == self.settings.arch:
+                return Library(self.prebuilt, manifest)
+        return self.cached()
+
+    def cached(self) -> Library | None:
+        """The entry that this compiler would make, or, where nothing can be compiled, any that fits."""
+        if self.compiler is not None:
+            key = self.key(self.compiler)
+            for root in cache.readable_roots():
+                library = self._at(root / "native" / key)
+                if library is not None:
+                    return library
+        if self.compiler is None or self.settings.build == "never":
+            for entry, manifest in cache.entries():
+                if self._fits(manifest) and manifest.arch == self.settings.arch:
+                    obstacle = self._obstacle(entry, manifest)
+                    if obstacle:
+                        self.notes.append(obstacle)
+                    elif cache.hold(entry):
+                        return Library(entry, manifest)
+        return None
+
+    def refuse_if_building_is_off(self) -> None:
+        if self.settings.build == "never":
+            places = " or ".join(str(root / "native") for root in cache.readable_roots())
+            raise self._with_notes(
+                f"FASTDL_BUILD={os.environ['FASTDL_BUILD']} forbids building, and no library that fits is in {places}.",
+                "Unset FASTDL_BUILD to have it built, or set FASTDL_CACHE to a folder where it was built.",
+            )
+
+    def require_compiler(self) -> Compiler:
+        if self.compiler_error is not None:
+            raise self._with_notes(self.compiler_error.cause, self.compiler_error.cure)
+        assert self.compiler is not None
+        return self.compiler
+
+    def build(self) -> Library:
+        """Build under the entry's lock, unless another process has built it (or failed to) while this one waited."""
+        compiler = self.require_compiler()
+        root = cache.writable_root()
+        key = self.key(compiler)
+        entry = root / "native" / key
+        began = time.time()
+        with _locked(root / "native" / f".{key}.lock") as locked:
+            library = self._at(entry)
+            if library is not None:
+                return library
+            _raise_failure_since(entry, began)
+            if locked:
+                building.remove_abandoned(root, key)
+            try:
+                recipe = building.Recipe(self.sources, self.settings.arch, self.torch, compiler)
+                manifest = building.build(recipe, key, entry)
+            except NativeUnavailableError as error:
+                _record_failure(entry, error)
+                raise self._with_notes(error.cause, error.cure) from error
+            (entry / FAILURE).unlink(missing_ok=True)
+            cache.hold(entry)
+        cache.prune(root, keep=entry)
+        return Library(entry, manifest, manifest.built_in_seconds)
+
+    def key(self, compiler: Compiler) -> str:
+        recipe = building.Recipe(self.sources, self.settings.arch, self.torch, compiler)
+        parts = {
+            "sources": self.sources.digest,
+            "flags": recipe.flags,
+            "compiler": compiler.identity,
+            # A named architecture gives the same code wherever it is compiled.
+            "features": sorted(self.machine) if self.settings.arch == "native" else None,
+            "torch": self.torch.version,
+            "platform": (platform.system(), platform.machine()),
+            "format": cache.MANIFEST_FORMAT,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+    def _fits(self, manifest: cache.Manifest) -> bool:
+        # The stable ABI: compiled against one torch, a library serves every torch from its target version on.
+        target = int(manifest.torch_target, 16)
+        return (
+            manifest.source_digest == self.sources.digest
+            and (manifest.system, manifest.machine) == (sys.platform, platform.machine())
+            and torch_release(self.torch.version) >= (target >> 56, (target >> 48) & 0xFF)
+        )
+
+    def _obstacle(self, entry: Path, manifest: cache.Manifest) -> str:
+        """Why a library that fits cannot be loaded here; empty if it can."""
+        missing = missing_features(manifest.required_features, self.machine)
+        if missing:
+            return f"The library in {entry} needs CPU instructions that this machine lacks: {', '.join(missing)}."
+        if not cache.is_whole(entry, manifest):
+            return f"The library in {entry} is damaged."
+        return ""
+
+    def _at(self, entry: Path) -> Library | None:
+        """The library in ``entry``, in use from now on; None if it has to be built (again)."""
+        manifest = cache.read_manifest(entry)
+        if manifest is None or not self._fits(manifest):
+            return None
+        missing = missing_features(manifest.required_features, self.machine)
+        if missing:  # building it again from the same ingredients would change nothing
+            raise NativeUnavailableError(self._obstacle(entry, manifest), building.LOWER_ARCH)
+        return Library(entry, manifest) if cache.is_whole(entry, manifest) and cache.hold(entry) else None
+
+    def _with_notes(self, cause: str, cure: str) -> NativeUnavailableError:
+        return NativeUnavailableError(" ".join([*self.notes, cause]), cure)
+
+
+def _load_library(library: Library) -> NativeStatus:
+    import torch
+
+    try:
+        torch.ops.load_library(str(library.path))
+    except OSError as error:
+        detail = error.__cause__ or error  # torch puts the linker's own words behind its own
+        raise NativeUnavailableError(
+            f"The library {library.path} does not load: {detail}.", _load_cure(str(detail), library)
+        ) from error
+    return NativeStatus(True, "", library.path, library.manifest.required_features, library.built_in_seconds)
+
+
+def _load_cure(detail: str, library: Library) -> str:
+    if "failed to map segment" in detail:
+        return "Its file system forbids running programs: set FASTDL_CACHE to a folder on another one."
+    if "GLIBC" in detail or "CXXABI" in detail:
+        return (
+            "It was compiled against a newer C++ runtime than the one that Python has loaded: set CXX to the compiler "
+            "of the same environment (conda: conda install gxx)."
+        )
+    return f"Remove the folder {library.entry} to have it built again; set CXX if another compiler should build it."
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Hold the lock ``path``; False where the file system has no locks or the holder seems to hang.
+
+    Without the lock the build is merely done twice: its result arrives by rename.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    began = time.monotonic()
+    said = locked = False
+    while not locked and time.monotonic() - began < LOCK_PATIENCE:
+        try:
+            lock.acquire(timeout=WAIT_MESSAGE_AFTER, poll_interval=LOCK_POLL)
+            locked = True
+        except Timeout:
+            if not said:
+                building.say("fastdl: waiting for another process that is compiling the native CPU kernels")
+                said = True
+        except (OSError, NotImplementedError):
+            break
+    try:
+        yield locked
+    finally:
+        if locked:
+            lock.release()
+
+
+def _record_failure(entry: Path, error: NativeUnavailableError) -> None:
+    with contextlib.suppress(OSError):
+        entry.mkdir(exist_ok=True)
+        (entry / FAILURE).write_text(json.dumps({"cause": error.cause, "cure": error.cure}), encoding="utf-8")
+
+
+def _raise_failure_since(entry: Path, began: float) -> None:
+    """Raise what the build failed of in the process that was waited for: eight ranks need not fail one by one."""
+    try:
+        if (entry / FAILURE).stat().st_mtime < began:
+            return
+        failure = json.loads((entry / FAILURE).read_text(encoding="utf-8"))
+        cause, cure = str(failure["cause"]), str(failure["cure"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    raise NativeUnavailableError(cause, cure)
+
+
+def _unexpected(error: Exception) -> str:
+    return (
+        f"Loading them failed unexpectedly: {type(error).__name__}: {error}. "
+        "Please report this; FASTDL_BACKEND=reference avoids it."
+    )

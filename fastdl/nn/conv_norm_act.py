@@ -1,0 +1,126 @@
+"""A convolution, its normalisation and its activation as one module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastdl.nn.batch_norm import count_batch
+from fastdl.nn.group_norm import describe_activation
+from fastdl.ops.arguments import check_order, resolve_activation
+from fastdl.ops.conv_norm_act import NORMS, ORDERS, conv_norm_act
+
+
+class ConvNormAct2d(nn.Module):
+    """``act(norm(conv(x)) + residual)``, or ``norm(act(conv(x)) + residual)`` for ``order="conv_act_norm"``.
+
+    The submodules ``conv`` (`torch.nn.Conv2d`) and ``norm`` (a `torch.nn` norm, or None) hold the parameters under torch's names
+    and with torch's initialisation. A state_dict of the plain ``nn.Sequential(conv, norm, act)``, or ``(conv, act, norm)``, loads
+    unchanged too.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups: as for `torch.nn.Conv2d`.
+        bias: of the convolution; by default only where no norm follows it directly, since a norm's mean takes it away.
+        norm: ``batch``, ``group``, ``layer``, ``instance`` (with affine parameters, statistics not tracked) or ``none``.
+        num_groups: for ``norm="group"``, a divisor of ``out_channels``.
+        eps, momentum: of the norm; ``momentum=None`` is the cumulative mean.
+        activation, activation_param, order: see `fastdl.ops.conv_norm_act`.
+
+    Raises:
+        ValueError: an unknown norm, activation or order, or groups that do not divide the channels.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool | None = None,
+        *,
+        norm: str = "batch",
+        num_groups: int | None = None,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        activation: str = "relu",
+        activation_param: float | None = None,
+        order: str = "conv_norm_act",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if norm not in NORMS:
+            raise ValueError(f"ConvNormAct2d: norm must be one of {', '.join(NORMS)}; got {norm!r}")
+        if (num_groups is not None) != (norm == "group"):
+            raise ValueError(
+                f"ConvNormAct2d: num_groups must be given for norm='group' and for no other; got {num_groups!r} with {norm!r}"
+            )
+        resolve_activation("ConvNormAct2d", activation, activation_param)
+        check_order("ConvNormAct2d", order, ORDERS)
+        if bias is None:
+            bias = norm == "none" or order == "conv_act_norm"
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, **where
+        )  # fmt: skip
+        self.norm = _make_norm(norm, num_groups, out_channels, eps, momentum, where)
+        self.norm_name = norm
+        self.num_groups = num_groups
+        self.activation = activation
+        self.activation_param = activation_param
+        self.order = order
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        conv, norm = self.conv, self.norm
+        tracks = isinstance(norm, nn.BatchNorm2d)
+        return conv_norm_act(
+            input,
+            conv.weight,
+            conv.bias,
+            stride=conv.stride,
+            padding=conv.padding,
+            dilation=conv.dilation,
+            groups=conv.groups,
+            norm=self.norm_name,
+            norm_weight=None if norm is None else norm.weight,
+            norm_bias=None if norm is None else norm.bias,
+            running_mean=norm.running_mean if tracks else None,
+            running_var=norm.running_var if tracks else None,
+            num_groups=self.num_groups,
+            training=self.training,
+            momentum=count_batch(norm) if tracks else 0.0,
+            eps=1e-5 if norm is None else norm.eps,
+            activation=self.activation,
+            activation_param=self.activation_param,
+            order=self.order,
+            residual=residual,
+        )
+
+    def extra_repr(self) -> str:
+        return f"order={self.order}" + describe_activation(self.activation, self.activation_param)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        # The positions of convolution and norm in a plain nn.Sequential of three.
+        names = {"0": "conv", ("1" if self.order == "conv_norm_act" else "2"): "norm"}
+        for position, name in names.items():
+            for key in [k for k in state_dict if k.startswith(f"{prefix}{position}.")]:
+                state_dict[f"{prefix}{name}.{key.removeprefix(f'{prefix}{position}.')}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+def _make_norm(
+    norm: str, num_groups: int | None, channels: int, eps: float, momentum: float | None, where: dict[str, Any]
+) -> nn.BatchNorm2d | nn.GroupNorm | None:
+    """The holder of the norm's parameters. Layer and instance norm are group norms of one group, and of one a channel."""
+    if norm == "none":
+        return None
+    if norm == "batch":
+        return nn.BatchNorm2d(channels, eps, momentum, **where)
+    groups = {"layer": 1, "instance": channels}.get(norm, num_groups)
+    assert groups is not None
+    return nn.GroupNorm(groups, channels, eps, **where)

@@ -1,0 +1,10 @@
+"""The ops: public functions with torch's argument order, differentiable, on whichever backend serves the call."""
+
+from fastdl.ops.batch_norm import BATCH_NORM, batch_norm
+from fastdl.ops.conv_norm_act import conv_norm_act
+from fastdl.ops.dispatch import BackendError, BackendStatus, backends, set_backend, use_backend
+from fastdl.ops.group_norm import GROUP_NORM, group_norm
+
+OPERATORS = {operator.name: operator for operator in (BATCH_NORM, GROUP_NORM)}
+
+__all__ = ["batch_norm", "conv_norm_act", "group_norm"]

@@ -1,0 +1,119 @@
+"""Batch normalisation with activation and residual, in either order, in one op."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdl.ops.arguments import (
+    check_channel_parameter,
+    check_eps,
+    check_input,
+    check_order,
+    check_residual,
+    resolve_activation,
+)
+from fastdl.ops.operator import FusedOperator
+from fastdl.reference.batch_norm import batch_norm_with_statistics, update_running_statistics
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str = "identity",
+    activation_param: float | None = None,
+    order: str = "norm_act",
+    residual: Tensor | None = None,
+) -> Tensor:
+    r"""Batch normalisation with an activation and a residual around it.
+
+    ``order="norm_act"``: ``act(weight * (x - mean) / sqrt(var + eps) + bias + residual)``;
+    ``order="act_norm"``: the same norm of ``act(x) + residual``, with nothing after it.
+    With ``training`` the mean and the biased variance are those of the batch by channel (Ioffe & Szegedy 2015,
+    arXiv:1502.03167, algorithm 1), and the running statistics move towards them by ``momentum``, the variance unbiased;
+    otherwise the running statistics are used. Backward keeps the input and two statistics a channel.
+
+    Args:
+        input: (N, C, *), float32, float16, bfloat16 or float64, any strides. Channels-last input gives channels-last output.
+        running_mean, running_var: (C,); changed in place by ``training``, where either may be None.
+        weight, bias: (C,) or None, of any of these dtypes.
+        training: take statistics from the batch.
+        momentum: the weight of the batch in the running statistics, 0 to 1.
+        eps: added to the variance, at least 0.
+        activation, activation_param: as for `fastdl.ops.group_norm`.
+        order: ``"norm_act"`` or ``"act_norm"``.
+        residual: a tensor of the input's shape, added before the last step.
+
+    Returns:
+        A tensor of the input's shape and dtype.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, shape, dtype, device or value; the message names it.
+        BackendError: a backend asked for by name cannot serve this call.
+    """
+    op = "batch_norm"
+    check_input(op, input)
+    for name, parameter in (("running_mean", running_mean), ("running_var", running_var), ("weight", weight), ("bias", bias)):
+        check_channel_parameter(op, name, parameter, input)
+    check_eps(op, eps)
+    check_order(op, order)
+    check_residual(op, residual, input.shape, input)
+    if residual is not None and residual.dtype != input.dtype:
+        residual = residual.to(input.dtype)
+    parameter = resolve_activation(op, activation, activation_param)
+    statics = (eps, activation, parameter, order)
+    if not training:
+        if running_mean is None or running_var is None:
+            raise ValueError(f"{op}: running_mean and running_var must be tensors when training=False; got None")
+        return BATCH_NORM((input, weight, bias, residual, running_mean, running_var), statics)[0]
+    count = input.numel() // input.shape[1] if input.shape[1] else 0
+    if count == 1:
+        raise ValueError(
+            f"{op}: Expected more than 1 value per channel when training, got input size {tuple(input.shape)}"
+        )
+    # The running statistics are not differentiable and change in place, so they stay outside the op: it returns the batch's own.
+    output, statistics = BATCH_NORM((input, weight, bias, residual, None, None), statics)
+    if count:
+        update_running_statistics(running_mean, running_var, statistics, count, momentum)
+    return output
+
+
+def _reference(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    eps: float,
+    activation: str,
+    parameter: float,
+    order: str,
+) -> tuple[Tensor, Tensor]:
+    return batch_norm_with_statistics(
+        input, running_mean, running_var, weight, bias, running_mean is None, eps,
+        activation=activation, activation_param=parameter, order=order, residual=residual,
+    )  # fmt: skip
+
+
+def _empty_statistics(input: Tensor, *arguments: Any) -> Tensor:
+    return torch.empty(2, input.shape[1], dtype=torch.float64, device=input.device)
+
+
+BATCH_NORM = FusedOperator(
+    "batch_norm",
+    tensors="Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? running_mean, Tensor? running_var",
+    statics="float eps, str activation, float activation_param, str order",
+    differentiable=4,
+    reference=_reference,
+    empty_statistics=_empty_statistics,
+)

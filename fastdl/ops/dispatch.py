@@ -1,0 +1,220 @@
+"""Which backend serves a call: the one place that knows what exists on this machine, what was asked for, and what fits.
+
+The request is a context variable over a process-wide default, so that a ``use_backend`` block in one thread or task does
+not leak into another. ``torch.compile`` cannot trace a context variable, so traced code reads the same value through
+``requested_view``, an attribute that Dynamo guards on: leaving the block recompiles.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from fastdl import native
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for by name and cannot serve the call."""
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend can run on this machine, and if not, why not and what to do."""
+
+    available: bool
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return self.available
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One op on one backend: two plain functions of tensors, which know nothing of autograd or of other backends."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A row of the table: how to find out whether it is there, what it serves, and how to load an op's kernels."""
+
+    probe: Callable[[], BackendStatus]
+    load: Callable[[str], Implementation]
+    devices: frozenset[str]
+    dtypes: frozenset[torch.dtype]
+
+
+def _probe_cpu() -> BackendStatus:
+    status = native.load()
+    return BackendStatus(status.available, status.reason)
+
+
+def _load_cpu(op: str) -> Implementation:
+    native.load()
+    namespace = torch.ops.fastdl_cpu
+    return Implementation(getattr(namespace, f"{op}_forward").default, getattr(namespace, f"{op}_backward").default)
+
+
+def _probe_triton() -> BackendStatus:
+    if importlib.util.find_spec("triton") is None:
+        return BackendStatus(False, "the triton package is not installed: pip install triton (Linux x86-64)")
+    if importlib.util.find_spec("fastdl.kernels.group_norm") is None:
+        return BackendStatus(False, "this version of fastdl has no Triton kernels yet: use a CPU tensor or a later version")
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        return BackendStatus(False, "no CUDA GPU is visible: run on one, or set TRITON_INTERPRET=1 to check kernels on the CPU")
+    return BackendStatus(True)
+
+
+def _load_triton(op: str) -> Implementation:
+    module = importlib.import_module(f"fastdl.kernels.{op}")
+    return Implementation(module.forward, module.backward)
+
+
+def _probe_cuda() -> BackendStatus:
+    return BackendStatus(False, "this version of fastdl has no CUDA C++ kernels yet: use a CPU tensor or a later version")
+
+
+def _load_cuda(op: str) -> Implementation:
+    namespace = torch.ops.fastdl_cuda
+    return Implementation(getattr(namespace, f"{op}_forward").default, getattr(namespace, f"{op}_backward").default)
+
+
+_HALF_AND_SINGLE = frozenset({torch.float16, torch.bfloat16, torch.float32})
+_TRITON_DEVICES = frozenset({"cuda", "cpu"} if os.environ.get("TRITON_INTERPRET") == "1" else {"cuda"})
+
+BACKENDS: dict[str, Backend] = {
+    "cpu": Backend(_probe_cpu, _load_cpu, frozenset({"cpu"}), _HALF_AND_SINGLE | {torch.float64}),
+    "triton": Backend(_probe_triton, _load_triton, _TRITON_DEVICES, _HALF_AND_SINGLE),
+    "cuda": Backend(_probe_cuda, _load_cuda, frozenset({"cuda"}), _HALF_AND_SINGLE),
+}
+
+NAMES = ("auto", "reference", *BACKENDS)
+
+# What `auto` prefers on each kind of device, best first; the reference is always behind them.
+PREFERENCES: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
+
+
+@cache
+def status(name: str) -> BackendStatus:
+    """Whether the backend called ``name`` can run here. Probing the CPU backend builds it if need be, once."""
+    return BackendStatus(True) if name == "reference" else BACKENDS[name].probe()
+
+
+def backends() -> dict[str, BackendStatus]:
+    """Every backend with ``.available`` and, where it is not, a ``.reason`` that says what to do about it."""
+    return {name: status(name) for name in NAMES if name != "auto"}
+
+
+def _checked(name: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"backend must be one of {', '.join(NAMES)}; got {name!r}")
+    return name
+
+
+def _start_value() -> str:
+    name = os.environ.get("FASTDL_BACKEND", "auto")
+    if name not in NAMES:
+        raise ValueError(f"the environment variable FASTDL_BACKEND must be one of {', '.join(NAMES)}; got {name!r}")
+    return name
+
+
+_default: str = _start_value()
+_requested: ContextVar[str | None] = ContextVar("fastdl_backend", default=None)
+
+
+class _RequestedView(types.ModuleType):
+    """The requested backend as an attribute, which is what torch.compile's guards can watch."""
+
+    def __getattr__(self, attribute: str) -> str:
+        if attribute == "backend":
+            return requested()
+        raise AttributeError(attribute)
+
+
+requested_view = _RequestedView("fastdl.ops.dispatch.requested_view")
+
+
+def requested() -> str:
+    """The backend asked for here: by the innermost ``use_backend``, else by ``set_backend``, else ``auto``."""
+    return _requested.get() or _default
+
+
+def set_backend(name: str) -> None:
+    """Asks for a backend in the whole process: ``auto``, ``reference``, ``cpu``, ``triton`` or ``cuda``.
+
+    Raises ValueError for any other name. The environment variable ``FASTDL_BACKEND`` sets the value at start.
+    """
+    global _default
+    _default = _checked(name)
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Asks for a backend inside a ``with`` block, in this thread and task alone; blocks nest.
+
+    Raises ValueError for an unknown name at once. A backend that cannot serve a call raises BackendError at that call.
+    The backward pass of a call runs on the backend of its forward, wherever and whenever it runs.
+    """
+    token = _requested.set(_checked(name))
+    try:
+        yield
+    finally:
+        _requested.reset(token)
+
+
+@cache
+def implementation(op: str, backend: str) -> Implementation:
+    """The kernels of ``op`` on ``backend``, loaded once."""
+    return BACKENDS[backend].load(op)
+
+
+@cache
+def choose(op: str, request: str, device: str, dtype: torch.dtype) -> str:
+    """The backend that serves ``op`` for this request, device type and dtype; never ``auto``.
+
+    Raises BackendError where a backend asked for by name is missing or does not serve this device or dtype.
+    """
+    if request == "reference":
+        return request
+    if request == "auto":
+        for name in PREFERENCES.get(device, ()):
+            if dtype in BACKENDS[name].dtypes and status(name).available:
+                return name
+        return "reference"
+    backend = BACKENDS[request]
+    if device not in backend.devices or dtype not in backend.dtypes:
+        raise BackendError(
+            f"{op}: backend {request!r} serves {_names(backend.dtypes)} on {', '.join(sorted(backend.devices))}; "
+            f"got input of {dtype} on {device}"
+        )
+    if not status(request).available:
+        raise BackendError(f"{op}: backend {request!r} is not available: {status(request).reason}")
+    return request
+
+
+def _names(dtypes: frozenset[torch.dtype]) -> str:
+    return ", ".join(sorted(str(dtype) for dtype in dtypes))
+
+
+def auto_choices() -> dict[str, dict[str, str]]:
+    """What ``auto`` picks on this machine: op -> "device/dtype" -> backend."""
+    from fastdl.ops import OPERATORS
+
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    dtypes = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+    return {
+        op: {f"{device}/{str(d).removeprefix('torch.')}": choose(op, "auto", device, d) for device in devices for d in dtypes}
+        for op in OPERATORS
+    }

@@ -1,0 +1,11 @@
+"""The definitions: every op of fastdl in plain, differentiable PyTorch, as short as its formula.
+
+These are what the kernels are tested against (in float64 they are the truth), and what runs where no kernel can.
+"""
+
+from fastdl.reference.activations import ACTIVATIONS, DEFAULT_PARAMETERS, activate
+from fastdl.reference.batch_norm import batch_norm
+from fastdl.reference.conv_norm_act import conv_norm_act
+from fastdl.reference.group_norm import group_norm
+
+__all__ = ["ACTIVATIONS", "DEFAULT_PARAMETERS", "activate", "batch_norm", "conv_norm_act", "group_norm"]

@@ -1,0 +1,293 @@
+"""One training run from its configuration to its result, interrupted as often as it may be."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import safetensors.torch
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import nn
+
+import fastdl
+from fastdl.data import ImageDataset, hold_out_validation, limit_training_examples
+from fastdl.data.files import atomic_write, write_json
+from fastdl.models import build_model, derive_seed, initialize_weights
+from fastdl.training.batches import BatchNumbers, EvaluationBatches, TrainingBatches
+from fastdl.training.checkpoint import AtomicCheckpointIO, CheckpointPolicy, ResumableCheckpoint, latest_checkpoint
+from fastdl.training.config import RunConfig, differences
+from fastdl.training.environment import describe_environment
+from fastdl.training.module import Classifier, DivergenceError
+from fastdl.training.progress import RunProgress
+
+__all__ = ["RunResult", "load_result", "train_classifier"]
+
+_LOGGER = logging.getLogger(__name__)
+_EVALUATION_BATCH = 500
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came of a run.
+
+    Attributes:
+        status: "finished", or "diverged" if the loss became infinite or not a number.
+        config: the whole configuration.
+        steps: optimizer steps taken.
+        parameters: number of trained parameters.
+        history: one row per finished epoch: losses, accuracies, learning rate.
+        validation_accuracy: at the end, None for a diverged run; as is each of the following.
+        test_accuracy, test_loss: of the final weights, evaluated once.
+        seconds: time spent in training, over all attempts.
+        environment: versions and machine of the attempt that finished.
+    """
+
+    status: str
+    config: dict[str, Any]
+    steps: int
+    parameters: int
+    history: list[dict[str, float | int]]
+    validation_accuracy: float | None
+    test_accuracy: float | None
+    test_loss: float | None
+    seconds: float
+    environment: dict[str, Any]
+
+
+def train_classifier(
+    config: RunConfig,
+    dataset: ImageDataset,
+    directory: Path,
+    *,
+    policy: CheckpointPolicy | None = None,
+    description: str = "training",
+) -> RunResult:
+    """Train a model on a data set, and evaluate it once on the test split.
+
+    The folder holds ``config.json``, ``checkpoints/``, ``logs/`` (CSV, one file for each attempt, and TensorBoard), and
+    at the end ``weights.safetensors`` and ``result.json``. Called again with the same configuration, it returns the
+    result of a finished run, and continues an unfinished one from its newest good checkpoint: data order,
+    augmentation, optimizer, metrics and random numbers go on where they were, and the final weights equal those of an
+    uninterrupted run bit for bit.
+
+    Args:
+        config: everything that the result depends on.
+        dataset: the data that ``config.data`` names, without a validation split.
+        directory: of this run alone.
+        policy: when to write checkpoints.
+        description: what to call the run where its progress is shown.
+
+    Raises:
+        ValueError: the folder holds a run of another configuration, or the configuration does not fit the data.
+        KeyboardInterrupt: the user interrupted; call again to continue.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    _claim(directory, config)
+    if (finished := load_result(directory)) is not None:
+        return finished
+    device = torch.device(config.training.device)
+    data = hold_out_validation(dataset, config.data.validation_fraction, config.data.validation_seed)
+    if config.data.train_examples is not None:
+        data = limit_training_examples(data, config.data.train_examples, config.data.validation_seed)
+    with (
+        _deterministic(derive_seed(config.seed, "global")),
+        _quiet_lightning(),
+        fastdl.use_backend(config.training.backend),
+    ):
+        model = _make_model(config, data)
+        module = Classifier(model, config, len(data.class_names), *_make_batches(config, data, device))
+        policy = policy or CheckpointPolicy()
+        status, steps = _fit(config, module, directory, policy, description)
+        test = {} if status == "diverged" else _test(config, module, directory, model)
+    result = RunResult(
+        status=status,
+        config=config.to_dict(),
+        steps=steps,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        history=module.history,
+        validation_accuracy=module.history[-1]["validation_accuracy"] if test else None,
+        test_accuracy=test.get("test/accuracy"),
+        test_loss=test.get("test/loss"),
+        seconds=module.seconds,
+        environment=describe_environment(),
+    )
+    write_json(directory / "result.json", asdict(result))
+    return result
+
+
+def load_result(directory: Path) -> RunResult | None:
+    """Return the result of a finished run, None where there is none or it cannot be read."""
+    try:
+        content = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+        return RunResult(**{field.name: content[field.name] for field in fields(RunResult)})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _claim(directory: Path, config: RunConfig) -> None:
+    """Write the configuration into the folder, or compare it with the one that is there."""
+    path = directory / "config.json"
+    try:
+        present = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        write_json(path, config.to_dict())
+        return
+    except ValueError as error:
+        raise ValueError(f"{path} is not the configuration of a run: {error}") from error
+    if changed := differences(present, json.loads(json.dumps(config.to_dict()))):
+        raise ValueError(f"{directory} holds a run of another configuration ({'; '.join(changed)})")
+
+
+def _make_model(config: RunConfig, data: ImageDataset) -> nn.Module:
+    model = build_model(
+        config.model.name,
+        in_channels=data.image_shape[0],
+        num_classes=len(data.class_names),
+        **config.model.arguments,
+    )
+    initialize_weights(model, config.seed)
+    converted: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return converted
+
+
+def _make_batches(
+    config: RunConfig, data: ImageDataset, device: torch.device
+) -> tuple[TrainingBatches, EvaluationBatches, EvaluationBatches]:
+    training = TrainingBatches(
+        data.train,
+        batch_size=config.training.batch_size,
+        mean=data.mean,
+        std=data.std,
+        device=device,
+        seed=config.seed,
+        crop_padding=config.data.crop_padding,
+        random_flip=config.data.random_flip,
+    )
+    validation, test = (
+        EvaluationBatches(split, batch_size=_EVALUATION_BATCH, mean=data.mean, std=data.std, device=device)
+        for split in (data.splits["validation"], data.test)
+    )
+    return training, validation, test
+
+
+def _fit(
+    config: RunConfig, module: Classifier, directory: Path, policy: CheckpointPolicy, description: str
+) -> tuple[str, int]:
+    """Train to the end and return the status, "finished" or "diverged", and the steps taken."""
+    checkpoints = directory / "checkpoints"
+    checkpoint = latest_checkpoint(checkpoints)
+    logs = directory / "logs"
+    attempt = 1 + sum(1 for _ in (logs / "csv").glob("attempt-*"))
+    # TensorBoard drops what an earlier attempt logged after the checkpoint that this one continues from.
+    tensorboard = TensorBoardLogger(logs, name="tensorboard", version="", purge_step=checkpoint[1] if checkpoint else 0)
+    loggers = [CSVLogger(logs, name="csv", version=f"attempt-{attempt}"), tensorboard]
+    callbacks: list[Callback] = [ResumableCheckpoint(checkpoints, policy), RunProgress(description)]
+    if (patience := config.training.early_stopping_patience) is not None:
+        callbacks.append(EarlyStopping("validation/accuracy", patience=patience, mode="max"))
+    numbers = BatchNumbers(len(module.training_batches))
+    trainer = _trainer(
+        config,
+        directory,
+        max_epochs=config.training.epochs,
+        gradient_clip_val=config.training.gradient_clip_norm,
+        callbacks=callbacks,
+        logger=loggers,
+        log_every_n_steps=min(50, len(numbers)),
+    )
+    try:
+        trainer.fit(
+            module,
+            train_dataloaders=numbers,
+            val_dataloaders=range(len(module.validation_batches)),
+            ckpt_path=checkpoint[0] if checkpoint else None,
+        )
+    except DivergenceError as error:
+        _LOGGER.warning("%s diverged: %s.", description, error)
+        return "diverged", error.step
+    except SIGTERMException as stop:
+        raise SystemExit(128 + 15) from stop
+    except SystemExit as stop:
+        if trainer.state.status == TrainerStatus.INTERRUPTED:  # what Lightning makes of a KeyboardInterrupt
+            raise KeyboardInterrupt from stop
+        raise
+    return "finished", trainer.global_step
+
+
+def _test(config: RunConfig, module: Classifier, directory: Path, model: nn.Module) -> dict[str, float]:
+    """Write the final weights and evaluate them on the test split."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with atomic_write(directory / "weights.safetensors") as file:
+        file.write(safetensors.torch.save(weights, {"config": json.dumps(config.to_dict())}))
+    trainer = _trainer(config, directory, logger=False, enable_checkpointing=False)
+    (metrics,) = trainer.test(module, dataloaders=range(len(module.test_batches)), verbose=False)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _trainer(config: RunConfig, directory: Path, **arguments: Any) -> pl.Trainer:
+    device = torch.device(config.training.device)
+    return pl.Trainer(
+        accelerator=device.type,
+        devices=1 if device.index is None else [device.index],
+        precision=config.training.precision,  # type: ignore[arg-type]
+        default_root_dir=directory,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        plugins=[AtomicCheckpointIO()],
+        **arguments,
+    )
+
+
+@contextmanager
+def _deterministic(seed: int) -> Iterator[None]:
+    """Make torch choose deterministic algorithms, and leave its settings and random numbers as they were."""
+    cudnn = torch.backends.cudnn
+    debugging: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill, benchmark = debugging.fill_uninitialized_memory, cudnn.benchmark
+    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        torch.use_deterministic_algorithms(True)
+        # Filling every fresh tensor with NaN costs a pass over memory and serves debugging alone.
+        debugging.fill_uninitialized_memory = False
+        cudnn.benchmark = False
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            debugging.fill_uninitialized_memory = fill
+            cudnn.benchmark = benchmark
+            if workspace is None:
+                os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Silence what Lightning says of every trainer, which in an experiment of dozens of runs hides what matters."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="GPU available but not used")
+            # Lightning 2.6.6 with torch 2.13: its own use of a class that torch is about to rename.
+            warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,34 @@
+"""What every test shares: threads, the start state of the package, and the skipping of tests that need a GPU."""
+
+import contextlib
+import os
+import sys
+
+# The tests choose their backends themselves.
+os.environ.pop("FASTDL_BACKEND", None)
+
+import pytest
+import torch
+
+if sys.platform == "linux":
+    PROCESSORS = len(os.sched_getaffinity(0))
+else:
+    PROCESSORS = os.cpu_count() or 1
+
+# Each xdist worker takes its share of the processors: two workers with two threads each on two cores are slower than
+# either alone.
+torch.set_num_threads(max(1, PROCESSORS // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+
+with contextlib.suppress(ImportError):
+    import hypothesis
+
+    # Timings are never asserted; a worker that compiles or waits is no failure.
+    hypothesis.settings.register_profile("fastdl", deadline=None, print_blob=True)
+    hypothesis.settings.load_profile("fastdl")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

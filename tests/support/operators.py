@@ -1,0 +1,9 @@
+"""The table of ops under test. A new op joins every test that goes over ops by adding a row."""
+
+from __future__ import annotations
+
+from tests.support import batch_norm, conv_norm_act, group_norm
+
+OPERATORS = {
+    operator.name: operator for operator in (group_norm.OPERATOR, batch_norm.OPERATOR, conv_norm_act.OPERATOR)
+}
