@@ -6,7 +6,7 @@
 
 PYTHON  ?= python3
 VENV    ?= .venv
-EXTRAS  ?= dev,experiments,test
+EXTRAS  ?= dev,test
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count() or 1))")
 
 RUN       := $(VENV)/bin/python

@@ -89,6 +89,10 @@ def _run_all(
     path = (options.output_dir or default_output_dir()) / f"{machine.slug(device)}{suffix(options, device)}.json"
     results.read(path)
     pools = pool_states(options.pool, device)
+    load = machine.load_average()
+    if load is not None and load > machine.cores() / 2:
+        print(f"bench: the load average is {load:.1f} on {machine.cores()} cores: others' work will disturb the times.",
+              file=sys.stderr)  # fmt: skip
     print(f"Measuring the ceilings of {machine.describe(device)['name']} ...", file=sys.stderr, flush=True)
     bandwidth = ceilings.memory_copy_bandwidth(device, timer)
     dtypes = dict.fromkeys(case.dtype for _, cases in chosen for case in cases)
@@ -115,6 +119,7 @@ def _run_all(
             memory_copy_bandwidth=bandwidth,
             matrix_rates=rates,
             overhead_size=benchmark.overhead_size,
+            load_average_before=load,
             cpu_pool_limit_bytes=pool.limit if pools != (None,) else None,
         )
         print(heading(benchmark, device, run, pools))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,10 +22,7 @@ def outcomes(function: Function, operands: Operands, dtype: torch.dtype | None =
     if dtype is not None:
         input, grad = input.to(dtype), grad.to(dtype)
     input = input.requires_grad_()
-    parameters = [
-        parameter.detach().to(dtype or parameter.dtype, copy=True).requires_grad_(parameter.requires_grad)
-        for parameter in operands.parameters
-    ]
+    parameters = copies(operands.parameters, dtype)
     output = function(input, *parameters)
     leaves = [parameter for parameter in parameters if parameter.requires_grad]
     gradients = torch.autograd.grad(output, [input, *leaves], grad)
@@ -31,6 +30,11 @@ def outcomes(function: Function, operands: Operands, dtype: torch.dtype | None =
     named |= {f"gradient of parameter {i}": gradient for i, gradient in enumerate(gradients[1:])}
     named |= {f"buffer {i}": p for i, p in enumerate(parameters) if not p.requires_grad}
     return named
+
+
+def copies(parameters: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
+    """Leaves of the same values, so that a call that changes its buffers leaves the originals as they are."""
+    return [p.detach().to(dtype or p.dtype, copy=True).requires_grad_(p.requires_grad) for p in parameters]
 
 
 class Judge:

@@ -14,7 +14,7 @@ from fastdl.ops import dispatch
 
 from .cases import DTYPES, Benchmark, Case, Function
 from .ceilings import copy_call
-from .correctness import Judge
+from .correctness import Judge, copies
 from .counting import Work, saved_bytes
 from .operands import Operands, count_sets, make_operands
 from .records import CaseRecord, Measurement
@@ -116,7 +116,7 @@ def _contenders(
             complaint = judge.complaint(function)
             if complaint is None and name == "compile":
                 with torch.no_grad():  # the graph for inference is another one: compile it now, not while timing
-                    function(operands.inputs[0], *operands.parameters)
+                    function(operands.inputs[0], *copies(operands.parameters))
         except Exception as error:  # a contender that cannot run is reported, and the others are measured
             complaint = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
             function = None

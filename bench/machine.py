@@ -63,6 +63,11 @@ def available_memory() -> int:
     return free
 
 
+def load_average() -> float | None:
+    """Processes that ran or waited to run over the last minute; None where the system keeps no count."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 def cores() -> int:
     """Processors that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

@@ -22,7 +22,7 @@ from typing import Any
 from . import machine, results, table
 from .cases import LAYOUT_LABELS
 from .records import CaseRecord
-from .summary import FORWARD_BACKWARD, call_overhead, saved_ratio, share_of_floor, speedup, summarise
+from .summary import FORWARD, FORWARD_BACKWARD, PASSES, call_overhead, saved_ratio, share_of_floor, speedup, summarise
 from .wording import WORDS
 
 MARK = re.compile(r"<!-- bench:(?P<name>[a-z]+) (?P<language>[a-z]+) -->\n(?P<body>.*?)<!-- bench:end -->", re.DOTALL)
@@ -190,13 +190,13 @@ def _notes(section: Section, words: dict[str, str]) -> list[str]:
     saved = saved_ratio(section.records)
     if saved is not None:
         notes.append(words["saved"].format(saved=table.percent(saved)))
-    costs: dict[str, list[float]] = {}
-    for _, measurement, taken in call_overhead(section.records, section.run["overhead_size"]):
-        costs.setdefault(measurement.pass_name, []).append(taken * 1e6)
-    if len(costs) == 2:
-        forward, both = (" / ".join(f"{value:+.1f}" for value in values) for values in costs.values())
-        shape = "×".join(map(str, section.run["overhead_size"]))
-        notes.append(words["overhead"].format(shape=shape, forward=forward, both=both))
+    costs: dict[str, dict[str, float]] = {}
+    for record, measurement, taken in call_overhead(section.records, section.run["overhead_size"]):
+        costs.setdefault(measurement.pass_name, {})[LAYOUT_LABELS[record.case.layout]] = taken * 1e6
+    if len(costs) == len(PASSES):
+        forward, both = (" / ".join(f"{value:+.1f}" for value in costs[name].values()) for name in PASSES)
+        shape, layouts = "×".join(map(str, section.run["overhead_size"])), " / ".join(costs[FORWARD])
+        notes.append(words["overhead"].format(shape=shape, layouts=layouts, forward=forward, both=both))
     return notes
 
 

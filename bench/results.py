@@ -38,6 +38,7 @@ class Run:
     matrix_rates: dict[str, float]
     overhead_size: tuple[int, ...] = (2, 64, 8, 8)
     cpu_pool_limit_bytes: int | None = None
+    load_average_before: float | None = None
     cases_selected: int = 0
     seconds: float = 0.0
 

@@ -305,7 +305,8 @@ STABLE_TORCH_LIBRARY(fastdl_cpu, library) {
       "float activation_param, str order) -> (Tensor, Tensor)");
   library.def(
       "group_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor statistics, "
-      "int num_groups, float eps, str activation, float activation_param, str order, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)");
+      "int num_groups, float eps, str activation, float activation_param, str order, bool[] needs) -> (Tensor, Tensor, Tensor, "
+      "Tensor)");
   library.def(
       "batch_norm_forward(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? running_mean, Tensor? running_var, "
       "float eps, str activation, float activation_param, str order) -> (Tensor, Tensor)");

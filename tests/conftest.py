@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import sys
 
 # The tests choose their backends themselves.
@@ -32,3 +33,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def compiler() -> str:
+    """The system's C++ compiler; tests that compile are skipped where there is none."""
+    for name in ("g++", "clang++", "c++"):
+        found = shutil.which(name)
+        if found:
+            return found
+    pytest.skip("no C++ compiler on this machine")

@@ -1,7 +1,7 @@
 // BatchNorm with activation and residual (Ioffe & Szegedy 2015, arXiv:1502.03167), forward and backward.
 //
-// A channel's values are a strip a sample (NCHW), or a column of rows (channels last, and NCHW with few positions). Strips are taken
-// some channels at a time, so that even short ones make long runs of memory.
+// A channel's values are a strip a sample (NCHW), or a column of rows (channels last, and NCHW with few positions). Strips are
+// taken some channels at a time, so that even short ones make long runs of memory.
 #include "batch_norm.h"
 
 #include "row_sums.h"
@@ -58,16 +58,20 @@ class BatchNorm {
         engine_(norm.activation, norm.parameter, norm.activation_first),
         mean_(statistics),
         variance_(statistics + norm.channels),
+        reciprocal_deviation_(norm.channels),
         x_(static_cast<const T*>(norm.input)),
         r_(static_cast<const T*>(norm.residual)) {}
 
   void forward(T* y) {
-    const Strides strides[] = {norm_.input_strides, norm_.output_strides, norm_.residual ? norm_.residual_strides : norm_.input_strides};
+    if (given_) take_statistics();
+    const Strides strides[] = {norm_.input_strides, norm_.output_strides,
+                               norm_.residual ? norm_.residual_strides : norm_.input_strides};
     if (by_rows(norm_, strides, 3)) forward_rows(y, RowPlan(norm_, strides, 3, true));
     else forward_strips(y);
   }
 
   void backward(const NormGradients& gradients) {
+    take_statistics();
     const Strides strides[] = {norm_.input_strides, norm_.output_strides, gradients.output_strides,
                                norm_.residual ? norm_.residual_strides : norm_.input_strides};
     if (by_rows(norm_, strides, 4)) backward_rows(gradients, RowPlan(norm_, strides, 4, true));
@@ -80,15 +84,16 @@ class BatchNorm {
   void forward_strips(T* y) {
     const StripPlan plan(norm_);
     std::vector<Moments> moments(given_ ? 0 : plan.parts * norm_.channels);
-    auto first = [&](int64_t slab, int64_t part) {
-      if (given_) return;
-      StripMoments<A> total[StripPlan::most_channels];
-      plan.visit(norm_, slab, part, [&](int64_t j, int64_t c, int64_t n, int64_t begin, int64_t count) {
-        engine_.visit(x_ + offset(norm_.input_strides, n, c) + begin, residual(n, c, begin), count,
-                      [&](const A* z, int64_t m) { total[j].add(z, m); });
-      });
-      for (int64_t j = 0; j < plan.channels_in(norm_, slab); ++j)
-        moments[part * norm_.channels + slab * plan.channels_each + j] = total[j].result();
+    auto first = [&](int64_t slab, int64_t begin, int64_t end, bool) {
+      for (int64_t part = begin; !given_ && part < end; ++part) {
+        StripMoments<A> total[StripPlan::most_channels];
+        plan.visit(norm_, slab, part, [&](int64_t j, int64_t c, int64_t n, int64_t begin, int64_t count) {
+          engine_.visit(x_ + offset(norm_.input_strides, n, c) + begin, residual(n, c, begin), count,
+                        [&](const A* z, int64_t m) { total[j].add(z, m); });
+        });
+        for (int64_t j = 0; j < plan.channels_in(norm_, slab); ++j)
+          moments[part * norm_.channels + slab * plan.channels_each + j] = total[j].result();
+      }
     };
     auto merge = [&](int64_t slab) {
       if (given_) return;
@@ -96,15 +101,15 @@ class BatchNorm {
         const int64_t c = slab * plan.channels_each + j;
         Moments total;
         for (int64_t part = 0; part < plan.parts; ++part) total.merge(moments[part * norm_.channels + c]);
-        mean_[c] = total.mean;
-        variance_[c] = total.variance();
+        set_statistics(c, total);
       }
     };
-    auto second = [&](int64_t slab, int64_t part) {
-      plan.visit(norm_, slab, part, [&](int64_t, int64_t c, int64_t n, int64_t begin, int64_t count) {
-        engine_.forward(x_ + offset(norm_.input_strides, n, c) + begin, residual(n, c, begin),
-                        y + offset(norm_.output_strides, n, c) + begin, count, coefficients(c).template affine<A>());
-      });
+    auto second = [&](int64_t slab, int64_t begin, int64_t end, bool) {
+      for (int64_t part = begin; part < end; ++part)
+        plan.visit(norm_, slab, part, [&](int64_t, int64_t c, int64_t n, int64_t begin, int64_t count) {
+          engine_.forward(x_ + offset(norm_.input_strides, n, c) + begin, residual(n, c, begin),
+                          y + offset(norm_.output_strides, n, c) + begin, count, coefficients(c).template affine<A>());
+        });
     };
     two_phases(plan.slabs, plan.parts, plan.work(), first, merge, second);
   }
@@ -115,12 +120,15 @@ class BatchNorm {
     T *gx = static_cast<T*>(gradients.input), *gr = static_cast<T*>(gradients.residual);
     std::vector<double> sums(2 * plan.parts * norm_.channels);
     std::vector<Slope<A>> slopes(norm_.channels);
-    auto first = [&](int64_t slab, int64_t part) {
-      double* sum = &sums[2 * (part * norm_.channels + slab * plan.channels_each)];
-      plan.visit(norm_, slab, part, [&](int64_t j, int64_t c, int64_t n, int64_t begin, int64_t count) {
-        engine_.reduce(x_ + offset(norm_.input_strides, n, c) + begin, residual(n, c, begin),
-                       g + offset(gradients.output_strides, n, c) + begin, count, coefficients(c).template affine<A>(), sum + 2 * j);
-      });
+    auto first = [&](int64_t slab, int64_t begin, int64_t end, bool) {
+      for (int64_t part = begin; part < end; ++part) {
+        double* sum = &sums[2 * (part * norm_.channels + slab * plan.channels_each)];
+        plan.visit(norm_, slab, part, [&](int64_t j, int64_t c, int64_t n, int64_t begin, int64_t count) {
+          engine_.reduce(x_ + offset(norm_.input_strides, n, c) + begin, residual(n, c, begin),
+                         g + offset(gradients.output_strides, n, c) + begin, nullptr, count, coefficients(c).template affine<A>(),
+                         sum + 2 * j);
+        });
+      }
     };
     auto merge = [&](int64_t slab) {
       for (int64_t j = 0; j < plan.channels_in(norm_, slab); ++j) {
@@ -133,14 +141,15 @@ class BatchNorm {
         slopes[c] = finish(c, gradient_sum, product_sum, gradients);
       }
     };
-    auto second = [&](int64_t slab, int64_t part) {
+    auto second = [&](int64_t slab, int64_t begin, int64_t end, bool) {
       if (!gx && !gr) return;
-      plan.visit(norm_, slab, part, [&](int64_t, int64_t c, int64_t n, int64_t begin, int64_t count) {
-        const int64_t out = offset(norm_.output_strides, n, c) + begin;
-        engine_.backward(x_ + offset(norm_.input_strides, n, c) + begin, residual(n, c, begin),
-                         g + offset(gradients.output_strides, n, c) + begin, gx ? gx + out : nullptr, gr ? gr + out : nullptr, count,
-                         coefficients(c).template affine<A>(), slopes[c]);
-      });
+      for (int64_t part = begin; part < end; ++part)
+        plan.visit(norm_, slab, part, [&](int64_t, int64_t c, int64_t n, int64_t begin, int64_t count) {
+          const int64_t out = offset(norm_.output_strides, n, c) + begin;
+          engine_.backward(x_ + offset(norm_.input_strides, n, c) + begin, residual(n, c, begin),
+                           g + offset(gradients.output_strides, n, c) + begin, gx ? gx + out : nullptr, gr ? gr + out : nullptr,
+                           count, coefficients(c).template affine<A>(), slopes[c]);
+        });
     };
     two_phases(plan.slabs, plan.parts, plan.work(), first, merge, second);
   }
@@ -151,20 +160,20 @@ class BatchNorm {
     const int64_t outer = plan.flat ? 1 : norm_.samples, parts = outer * plan.blocks, channels = norm_.channels;
     std::vector<double> moments(given_ ? 0 : parts * 2 * channels);
     ColumnCoefficients<A> columns(plan.columns);
-    auto first = [&](int64_t, int64_t part) {
-      if (given_) return;
-      const int64_t n = part / plan.blocks;
-      double* means = &moments[part * 2 * channels];
-      block_moments(engine_, plan, part % plan.blocks, plan.at(x_, norm_.input_strides, n, 0),
-                    plan.at(r_, norm_.residual_strides, n, 0), means, means + channels);
+    auto first = [&](int64_t, int64_t begin, int64_t end, bool) {
+      for (int64_t part = begin; !given_ && part < end; ++part) {
+        const int64_t n = part / plan.blocks;
+        double* means = &moments[part * 2 * channels];
+        block_moments(engine_, plan, part % plan.blocks, plan.at(x_, norm_.input_strides, n, 0),
+                      plan.at(r_, norm_.residual_strides, n, 0), means, means + channels);
+      }
     };
     auto merge = [&](int64_t) {
       if (!given_) merge_samples(plan, outer, moments.data());
       set_affine(columns, plan);
     };
-    auto second = [&](int64_t, int64_t part) {
-      const int64_t n = part / plan.blocks;
-      plan.visit(part % plan.blocks, [&](int64_t row, int64_t rows, int64_t width) {
+    auto second = [&](int64_t, int64_t begin, int64_t end, bool) {
+      visit_blocks(plan, begin, end, [&](int64_t n, int64_t row, int64_t rows, int64_t width) {
         engine_.forward_rows(plan.at(x_, norm_.input_strides, n, row), plan.at(r_, norm_.residual_strides, n, row),
                              plan.at(y, norm_.output_strides, n, row), rows, width, columns.affine());
       });
@@ -179,12 +188,14 @@ class BatchNorm {
     std::vector<double> sums(parts * 2 * channels);
     ColumnCoefficients<A> columns(plan.columns);
     set_affine(columns, plan);
-    auto first = [&](int64_t, int64_t part) {
-      const int64_t n = part / plan.blocks;
-      double* sum = &sums[part * 2 * channels];
-      block_sums(engine_, plan, part % plan.blocks, plan.at(x_, norm_.input_strides, n, 0),
-                 plan.at(r_, norm_.residual_strides, n, 0), plan.at(g, gradients.output_strides, n, 0), columns.affine(), sum,
-                 sum + channels);
+    auto first = [&](int64_t, int64_t begin, int64_t end, bool) {
+      for (int64_t part = begin; part < end; ++part) {
+        const int64_t n = part / plan.blocks;
+        double* sum = &sums[part * 2 * channels];
+        block_sums(engine_, plan, part % plan.blocks, plan.at(x_, norm_.input_strides, n, 0),
+                   plan.at(r_, norm_.residual_strides, n, 0), plan.at(g, gradients.output_strides, n, 0), {nullptr, 0},
+                   columns.affine(), sum, sum + channels);
+      }
     };
     auto merge = [&](int64_t) {
       std::vector<Slope<A>> slopes(channels);
@@ -198,10 +209,9 @@ class BatchNorm {
       }
       for (int64_t j = 0; j < plan.columns; ++j) columns.set(j, slopes[plan.channel(j)]);
     };
-    auto second = [&](int64_t, int64_t part) {
+    auto second = [&](int64_t, int64_t begin, int64_t end, bool) {
       if (!gx && !gr) return;
-      const int64_t n = part / plan.blocks;
-      plan.visit(part % plan.blocks, [&](int64_t row, int64_t rows, int64_t width) {
+      visit_blocks(plan, begin, end, [&](int64_t n, int64_t row, int64_t rows, int64_t width) {
         engine_.backward_rows(plan.at(x_, norm_.input_strides, n, row), plan.at(r_, norm_.residual_strides, n, row),
                               plan.at(g, gradients.output_strides, n, row), plan.at(gx, norm_.output_strides, n, row),
                               plan.at(gr, norm_.output_strides, n, row), rows, width, columns.affine(), columns.slope());
@@ -215,11 +225,27 @@ class BatchNorm {
   static int64_t offset(const Strides& strides, int64_t n, int64_t channel) {
     return n * strides.sample + channel * strides.channel;
   }
+  // f(sample, first row, rows, columns) over a range of parts, each a block of one sample's rows (or of all samples').
+  template <class F>
+  static void visit_blocks(const RowPlan& plan, int64_t begin, int64_t end, F&& f) {
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t block = part % plan.blocks;
+      plan.visit(block, block + 1, [&](int64_t row, int64_t rows, int64_t width) { f(part / plan.blocks, row, rows, width); });
+    }
+  }
   static int64_t block_work(const RowPlan& plan) { return (plan.block < plan.rows ? plan.block : plan.rows) * plan.columns; }
   const T* residual(int64_t n, int64_t channel, int64_t begin) const {
     return r_ ? r_ + offset(norm_.residual_strides, n, channel) + begin : nullptr;
   }
-  Coefficients coefficients(int64_t channel) const { return {mean_[channel], variance_[channel], norm_, channel}; }
+  Coefficients coefficients(int64_t channel) const { return {mean_[channel], reciprocal_deviation_[channel], norm_, channel}; }
+  void set_statistics(int64_t channel, const Moments& moments) {
+    mean_[channel] = moments.mean;
+    variance_[channel] = moments.variance();
+    reciprocal_deviation_[channel] = reciprocal_deviation(norm_, variance_[channel]);
+  }
+  void take_statistics() {
+    for (int64_t c = 0; c < norm_.channels; ++c) reciprocal_deviation_[c] = reciprocal_deviation(norm_, variance_[c]);
+  }
 
   void set_affine(ColumnCoefficients<A>& columns, const RowPlan& plan) const {
     for (int64_t j = 0; j < plan.columns; ++j) columns.set(j, coefficients(plan.channel(j)).template affine<A>());
@@ -235,10 +261,7 @@ class BatchNorm {
       merge_blocks(plan, moments + n * plan.blocks * 2 * channels, means.data(), squares.data());
       for (int64_t c = 0; c < channels; ++c) totals[c].merge({count, means[c], squares[c]});
     }
-    for (int64_t c = 0; c < channels; ++c) {
-      mean_[c] = totals[c].mean;
-      variance_[c] = totals[c].variance();
-    }
+    for (int64_t c = 0; c < channels; ++c) set_statistics(c, totals[c]);
   }
 
   // The parameters' gradients of one channel, and the input's coefficients. Given statistics are constants, and send nothing back.
@@ -256,6 +279,7 @@ class BatchNorm {
   bool given_;
   Engine<T> engine_;
   double *mean_, *variance_;
+  std::vector<double> reciprocal_deviation_;
   const T *x_, *r_;
 };
 

@@ -1,8 +1,8 @@
-// From tensors to spans: brings a strip or rows of any dtype to the arithmetic type, a tile at a time in the first-level cache, runs
-// the span loops there, and writes the result back. float and double go straight through.
+// From tensors to spans: brings a strip or rows of any dtype to the arithmetic type, a tile at a time in the first-level cache,
+// runs the span loops there, and writes the result back. float and double go straight through.
 //
-// With the activation first (order act_norm) the tensor that is normalised is z = act(x) + residual. It is computed a tile at a time
-// wherever it is needed and never written to memory.
+// With the activation first (order act_norm) the tensor that is normalised is z = act(x) + residual. It is computed a tile at a
+// time wherever it is needed and never written to memory.
 #pragma once
 
 #include "spans.h"
@@ -48,33 +48,34 @@ class Engine {
     }
   }
 
-  // sums[0] += sum gu, sums[1] += sum gu (z - center)
-  void reduce(const T* x, const T* r, const T* g, int64_t n, Affine<A> map, double* sums) const {
-    auto run = [&](const A* x, const A* r, const A* g, int64_t m) {
+  // sums[0] += sum gu, sums[1] += sum gu (z - center). Where `keep` is not null, keep = gu, for backward_kept.
+  void reduce(const T* x, const T* r, const T* g, A* keep, int64_t n, Affine<A> map, double* sums) const {
+    auto run = [&](const A* x, const A* r, const A* g, A* keep, int64_t m) {
       A partial[2] = {0, 0};
-      after_->reduce_strip(x, r, g, m, map, parameter_, partial);
+      after_->reduce_strip(x, r, g, keep, m, map, parameter_, partial);
       sums[0] += partial[0];
       sums[1] += partial[1];
     };
     if (straight()) {
       constexpr int64_t most = 8192;  // so that few enough values are summed in float
       for (int64_t i = 0; i < n; i += most)
-        run(as_arithmetic(x + i), r ? as_arithmetic(r + i) : nullptr, as_arithmetic(g + i), min(n - i, most));
+        run(as_arithmetic(x + i), r ? as_arithmetic(r + i) : nullptr, as_arithmetic(g + i), keep ? keep + i : nullptr,
+            min(n - i, most));
       return;
     }
     A z[tile], spare[tile], residual[tile], gradient[tile];
     for (int64_t i = 0; i < n; i += tile) {
       const int64_t m = min(n - i, tile);
       const A* source = input(x + i, r ? r + i : nullptr, m, z, spare);
-      run(source, late_residual(r, i, m, residual), get(g + i, m, gradient), m);
+      run(source, late_residual(r, i, m, residual), get(g + i, m, gradient), keep ? keep + i : nullptr, m);
     }
   }
 
   // gx and gr may be null.
   void backward(const T* x, const T* r, const T* g, T* gx, T* gr, int64_t n, Affine<A> map, Slope<A> slope) const {
     if (straight()) {
-      after_->backward_strip(as_arithmetic(x), as_arithmetic(r), as_arithmetic(g), as_arithmetic(gx), as_arithmetic(gr), n, map, slope,
-                             parameter_);
+      after_->backward_strip(as_arithmetic(x), as_arithmetic(r), as_arithmetic(g), as_arithmetic(gx), as_arithmetic(gr), n, map,
+                             slope, parameter_);
       return;
     }
     A z[tile], spare[tile], residual[tile], gradient[tile], gz[tile], gu[tile];
@@ -89,6 +90,22 @@ class Engine {
       } else {
         if (gr) put(gu, gr + i, m);
         if (gx) put(gz, gx + i, m);
+      }
+    }
+  }
+
+  // The same from gu as reduce kept it. Only where the activation comes last.
+  void backward_kept(const T* x, const A* gu, T* gx, T* gr, int64_t n, Affine<A> map, Slope<A> slope) const {
+    const Spans<A>& plain = spans<A>(Activation::identity);
+    if constexpr (same) {
+      plain.backward_strip(x, nullptr, gu, gx, gr, n, map, slope, 0);
+    } else {
+      A wide[tile], out[tile];
+      for (int64_t i = 0; i < n; i += tile) {
+        const int64_t m = min(n - i, tile);
+        plain.backward_strip(get(x + i, m, wide), nullptr, gu + i, out, nullptr, m, map, slope, 0);
+        if (gr) put(gu + i, gr + i, m);
+        if (gx) put(out, gx + i, m);
       }
     }
   }
@@ -121,43 +138,64 @@ class Engine {
     });
   }
 
-  void reduce_rows(Rows<const T> x, Rows<const T> r, Rows<const T> g, int64_t rows, int64_t columns, AffineColumns<A> map,
-                   A* gradient_sums, A* product_sums) const {
+  void reduce_rows(Rows<const T> x, Rows<const T> r, Rows<const T> g, Rows<A> keep, int64_t rows, int64_t columns,
+                   AffineColumns<A> map, A* gradient_sums, A* product_sums) const {
     if (straight()) {
-      after_->reduce_rows(cast(x), cast(r), cast(g), rows, columns, map, parameter_, gradient_sums, product_sums);
+      after_->reduce_rows(cast(x), cast(r), cast(g), keep, rows, columns, map, parameter_, gradient_sums, product_sums);
       return;
     }
-    staged(x, r, g, rows, columns, [&](auto z, auto residual, auto gradient, int64_t, int64_t column, int64_t height, int64_t width) {
-      after_->reduce_rows(z, residual, gradient, height, width, shifted(map, column), parameter_, gradient_sums + column,
-                          product_sums + column);
-    });
+    staged(x, r, g, rows, columns,
+           [&](auto z, auto residual, auto gradient, int64_t row, int64_t column, int64_t height, int64_t width) {
+             after_->reduce_rows(z, residual, gradient, part_of(keep, row, column), height, width, shifted(map, column), parameter_,
+                                 gradient_sums + column, product_sums + column);
+           });
+  }
+
+  void backward_rows_kept(Rows<const T> x, Rows<const A> gu, Rows<T> gx, Rows<T> gr, int64_t rows, int64_t columns,
+                          AffineColumns<A> map, SlopeColumns<A> slope) const {
+    const Spans<A>& plain = spans<A>(Activation::identity);
+    if constexpr (same) {
+      plain.backward_rows(x, {nullptr, 0}, gu, gx, gr, rows, columns, map, slope, 0);
+    } else {
+      A out[tile];
+      staged(x, {nullptr, 0}, {nullptr, 0}, rows, columns,
+             [&](auto z, auto, auto, int64_t row, int64_t column, int64_t height, int64_t width) {
+               plain.backward_rows(z, {nullptr, 0}, part_of(gu, row, column), {out, width}, {nullptr, 0}, height, width,
+                                   shifted(map, column), shifted(slope, column), 0);
+               for (int64_t k = 0; k < height; ++k) {
+                 if (gr) put(at(gu, row + k, column), at(gr, row + k, column), width);
+                 if (gx) put(out + k * width, at(gx, row + k, column), width);
+               }
+             });
+    }
   }
 
   void backward_rows(Rows<const T> x, Rows<const T> r, Rows<const T> g, Rows<T> gx, Rows<T> gr, int64_t rows, int64_t columns,
                      AffineColumns<A> map, SlopeColumns<A> slope) const {
     if (straight()) {
-      after_->backward_rows(cast(x), cast(r), cast(g), {as_arithmetic(gx.first), gx.stride}, {as_arithmetic(gr.first), gr.stride}, rows,
-                            columns, map, slope, parameter_);
+      after_->backward_rows(cast(x), cast(r), cast(g), {as_arithmetic(gx.first), gx.stride}, {as_arithmetic(gr.first), gr.stride},
+                            rows, columns, map, slope, parameter_);
       return;
     }
     A gz[tile], gu[tile], spare[tile];
-    staged(x, r, g, rows, columns, [&](auto z, auto residual, auto gradient, int64_t row, int64_t column, int64_t height, int64_t width) {
-      const SlopeColumns<A> here = {slope.by_gradient + column, slope.by_input + column, slope.constant + column};
-      after_->backward_rows(z, residual, gradient, {gz, width}, {gu, width}, height, width, shifted(map, column), here, parameter_);
-      for (int64_t k = 0; k < height; ++k) {
-        A *gz_row = gz + k * width, *gu_row = gu + k * width;
-        if (before_) {
-          if (gr) put(gz_row, at(gr, row + k, column), width);
-          if (!gx) continue;
-          before_->backward_strip(get(at(x, row + k, column), width, spare), nullptr, gz_row, gu_row, nullptr, width, {0, 1, 0},
-                                  {1, 0, 0}, parameter_);
-          put(gu_row, at(gx, row + k, column), width);
-        } else {
-          if (gr) put(gu_row, at(gr, row + k, column), width);
-          if (gx) put(gz_row, at(gx, row + k, column), width);
-        }
-      }
-    });
+    staged(x, r, g, rows, columns,
+           [&](auto z, auto residual, auto gradient, int64_t row, int64_t column, int64_t height, int64_t width) {
+             after_->backward_rows(z, residual, gradient, {gz, width}, {gu, width}, height, width, shifted(map, column),
+                                   shifted(slope, column), parameter_);
+             for (int64_t k = 0; k < height; ++k) {
+               A *gz_row = gz + k * width, *gu_row = gu + k * width;
+               if (before_) {
+                 if (gr) put(gz_row, at(gr, row + k, column), width);
+                 if (!gx) continue;
+                 before_->backward_strip(get(at(x, row + k, column), width, spare), nullptr, gz_row, gu_row, nullptr, width,
+                                         {0, 1, 0}, {1, 0, 0}, parameter_);
+                 put(gu_row, at(gx, row + k, column), width);
+               } else {
+                 if (gr) put(gu_row, at(gr, row + k, column), width);
+                 if (gx) put(gz_row, at(gx, row + k, column), width);
+               }
+             }
+           });
   }
 
  private:
@@ -170,6 +208,13 @@ class Engine {
   static A* as_arithmetic(T* p) { return reinterpret_cast<A*>(p); }
   static Rows<const A> cast(Rows<const T> rows) { return {as_arithmetic(rows.first), rows.stride}; }
   static AffineColumns<A> shifted(AffineColumns<A> map, int64_t by) { return {map.center + by, map.scale + by, map.shift + by}; }
+  static SlopeColumns<A> shifted(SlopeColumns<A> slope, int64_t by) {
+    return {slope.by_gradient + by, slope.by_input + by, slope.constant + by};
+  }
+  template <class P>
+  static Rows<P> part_of(Rows<P> rows, int64_t row, int64_t column) {
+    return rows ? Rows<P>{at(rows, row, column), rows.stride} : rows;
+  }
 
   template <class P>
   static P* at(Rows<P> rows, int64_t row, int64_t column) {
@@ -218,12 +263,13 @@ class Engine {
     const bool late = bool(r) && !before_;
     tiles(rows, columns, [&](int64_t row, int64_t column, int64_t height, int64_t width) {
       for (int64_t k = 0; k < height; ++k) {
-        copy(input(at(x, row + k, column), r ? at(r, row + k, column) : nullptr, width, z + k * width, spare), z + k * width, width);
+        copy(input(at(x, row + k, column), r ? at(r, row + k, column) : nullptr, width, z + k * width, spare), z + k * width,
+             width);
         if (late) copy(get(at(r, row + k, column), width, residual + k * width), residual + k * width, width);
         if (g) copy(get(at(g, row + k, column), width, gradient + k * width), gradient + k * width, width);
       }
-      f(Rows<const A>{z, width}, Rows<const A>{late ? residual : nullptr, width}, Rows<const A>{gradient, width}, row, column, height,
-        width);
+      f(Rows<const A>{z, width}, Rows<const A>{late ? residual : nullptr, width}, Rows<const A>{gradient, width}, row, column,
+        height, width);
     });
   }
   static void copy(const A* from, A* to, int64_t n) {

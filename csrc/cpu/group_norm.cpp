@@ -42,11 +42,13 @@ class GroupNorm {
         width_(norm.channels / groups),
         mean_(statistics),
         variance_(statistics + norm.samples * groups),
+        reciprocal_deviation_(norm.samples * groups),
         x_(static_cast<const T*>(norm.input)),
         r_(static_cast<const T*>(norm.residual)) {}
 
   void forward(T* y) {
-    const Strides strides[] = {norm_.input_strides, norm_.output_strides, norm_.residual ? norm_.residual_strides : norm_.input_strides};
+    const Strides strides[] = {norm_.input_strides, norm_.output_strides,
+                               norm_.residual ? norm_.residual_strides : norm_.input_strides};
     if (by_rows(norm_, strides, 3)) forward_rows(y, RowPlan(norm_, strides, 3, false));
     else forward_strips(y);
   }
@@ -54,6 +56,8 @@ class GroupNorm {
   void backward(const NormGradients& gradients) {
     const Strides strides[] = {norm_.input_strides, norm_.output_strides, gradients.output_strides,
                                norm_.residual ? norm_.residual_strides : norm_.input_strides};
+    for (int64_t slab = 0; slab < norm_.samples * groups_; ++slab)
+      reciprocal_deviation_[slab] = reciprocal_deviation(norm_, variance_[slab]);
     gradient_sums_.resize(norm_.samples * norm_.channels);
     product_sums_.resize(norm_.samples * norm_.channels);
     if (by_rows(norm_, strides, 4)) backward_rows(gradients, RowPlan(norm_, strides, 4, false));
@@ -76,34 +80,31 @@ class GroupNorm {
     const StripPlan plan(norm_, groups_);
     std::vector<Moments> moments(norm_.samples * groups_ * plan.parts);
     const int64_t parts = plan.parts, segments = segment_count(norm_.positions);
-    auto first = [&](int64_t slab, int64_t part) {
-      const int64_t run = part / plan.segments, begin = part % plan.segments * segment_length;
-      const int64_t channel = slab % groups_ * width_ + run, n = slab / groups_;
-      StripMoments<A> total;
-      engine_.visit(x_ + offset(norm_.input_strides, n, channel) + begin,
-                    r_ ? r_ + offset(norm_.residual_strides, n, channel) + begin : nullptr,
-                    plan.run - begin < segment_length ? plan.run - begin : segment_length,
-                    [&](const A* z, int64_t count) { total.add(z, count); });
-      moments[slab * parts + part] = total.result();
+    auto first = [&](int64_t slab, int64_t begin, int64_t end, bool) {
+      const int64_t n = slab / groups_, channel = slab % groups_ * width_;
+      for (int64_t part = begin; part < end; ++part) {
+        const int64_t run = channel + part / plan.segments, from = part % plan.segments * segment_length;
+        StripMoments<A> total;
+        engine_.visit(x_ + offset(norm_.input_strides, n, run) + from, residual(n, run, from),
+                      plan.run - from < segment_length ? plan.run - from : segment_length,
+                      [&](const A* z, int64_t count) { total.add(z, count); });
+        moments[slab * parts + part] = total.result();
+      }
     };
     auto merge = [&](int64_t slab) {
       Moments total;
       for (int64_t part = 0; part < parts; ++part) total.merge(moments[slab * parts + part]);
-      mean_[slab] = total.mean;
-      variance_[slab] = total.variance();
+      set_statistics(slab, total);
     };
-    // In the second phase a part is a share of the channels' segments: as many parts as there were in the first.
+    // The second phase shares out the channels' segments over as many parts as there were in the first.
     const int64_t pieces = width_ * segments;
-    auto second = [&](int64_t slab, int64_t part) {
-      for (int64_t piece = pieces * part / parts; piece < pieces * (part + 1) / parts; ++piece) {
-        const int64_t channel = slab % groups_ * width_ + piece / segments, n = slab / groups_;
-        const int64_t begin = piece % segments * segment_length;
-        engine_.forward(x_ + offset(norm_.input_strides, n, channel) + begin,
-                        r_ ? r_ + offset(norm_.residual_strides, n, channel) + begin : nullptr,
-                        y + offset(norm_.output_strides, n, channel) + begin,
-                        norm_.positions - begin < segment_length ? norm_.positions - begin : segment_length,
-                        coefficients(slab, channel).template affine<A>());
-      }
+    auto second = [&](int64_t slab, int64_t begin, int64_t end, bool) {
+      visit_segments(slab, pieces * begin / parts, pieces * end / parts, segments,
+                     [&](int64_t, int64_t n, int64_t channel, int64_t from, int64_t count) {
+                       engine_.forward(x_ + offset(norm_.input_strides, n, channel) + from, residual(n, channel, from),
+                                       y + offset(norm_.output_strides, n, channel) + from, count,
+                                       coefficients(slab, channel).template affine<A>());
+                     });
     };
     two_phases(norm_.samples * groups_, parts, plan.run < segment_length ? plan.run : segment_length, first, merge, second);
   }
@@ -114,21 +115,17 @@ class GroupNorm {
     T *gx = static_cast<T*>(gradients.input), *gr = static_cast<T*>(gradients.residual);
     std::vector<double> sums(2 * norm_.samples * norm_.channels * segments);
     std::vector<double> means(2 * norm_.samples * groups_);  // m1 and m2 of each group
-    struct Piece {
-      int64_t n, channel, begin, length;
-    };
-    auto piece = [&](int64_t slab, int64_t part) {
-      const int64_t begin = part % segments * segment_length;
-      return Piece{slab / groups_, slab % groups_ * width_ + part / segments, begin,
-                   norm_.positions - begin < segment_length ? norm_.positions - begin : segment_length};
-    };
-    auto first = [&](int64_t slab, int64_t part) {
-      const Piece p = piece(slab, part);
-      double* sum = &sums[2 * (slab * parts + part)];
-      sum[0] = sum[1] = 0;
-      engine_.reduce(x_ + offset(norm_.input_strides, p.n, p.channel) + p.begin, residual(p.n, p.channel, p.begin),
-                     g + offset(gradients.output_strides, p.n, p.channel) + p.begin, p.length,
-                     coefficients(slab, p.channel).template affine<A>(), sum);
+    const bool costly = is_costly(norm_.activation) && !norm_.activation_first && width_ * norm_.positions <= most_kept;
+    auto first = [&](int64_t slab, int64_t begin, int64_t end, bool together) {
+      A* keep = costly && together ? kept_buffer<A>(width_ * norm_.positions) : nullptr;
+      visit_segments(slab, begin, end, segments, [&](int64_t part, int64_t n, int64_t channel, int64_t from, int64_t count) {
+        double* sum = &sums[2 * (slab * parts + part)];
+        sum[0] = sum[1] = 0;
+        engine_.reduce(x_ + offset(norm_.input_strides, n, channel) + from, residual(n, channel, from),
+                       g + offset(gradients.output_strides, n, channel) + from, keep, count,
+                       coefficients(slab, channel).template affine<A>(), sum);
+        if (keep) keep += count;
+      });
     };
     auto merge = [&](int64_t slab) {
       for (int64_t j = 0; j < width_; ++j) {
@@ -143,15 +140,23 @@ class GroupNorm {
       }
       merge_means(slab, &means[2 * slab]);
     };
-    auto second = [&](int64_t slab, int64_t part) {
+    auto second = [&](int64_t slab, int64_t begin, int64_t end, bool together) {
       if (!gx && !gr) return;
-      const Piece p = piece(slab, part);
-      const Coefficients c = coefficients(slab, p.channel);
-      const int64_t out = offset(norm_.output_strides, p.n, p.channel) + p.begin;
-      engine_.backward(x_ + offset(norm_.input_strides, p.n, p.channel) + p.begin, residual(p.n, p.channel, p.begin),
-                       g + offset(gradients.output_strides, p.n, p.channel) + p.begin, gx ? gx + out : nullptr,
-                       gr ? gr + out : nullptr, p.length, c.template affine<A>(),
-                       c.template slope<A>(means[2 * slab], means[2 * slab + 1]));
+      const A* kept = costly && together ? kept_buffer<A>(width_ * norm_.positions) : nullptr;
+      visit_segments(slab, begin, end, segments, [&](int64_t, int64_t n, int64_t channel, int64_t from, int64_t count) {
+        const Coefficients c = coefficients(slab, channel);
+        const int64_t out = offset(norm_.output_strides, n, channel) + from;
+        const T* x = x_ + offset(norm_.input_strides, n, channel) + from;
+        const Affine<A> map = c.template affine<A>();
+        const Slope<A> slope = c.template slope<A>(means[2 * slab], means[2 * slab + 1]);
+        if (kept) {
+          engine_.backward_kept(x, kept, gx ? gx + out : nullptr, gr ? gr + out : nullptr, count, map, slope);
+          kept += count;
+        } else {
+          engine_.backward(x, residual(n, channel, from), g + offset(gradients.output_strides, n, channel) + from,
+                           gx ? gx + out : nullptr, gr ? gr + out : nullptr, count, map, slope);
+        }
+      });
     };
     two_phases(norm_.samples * groups_, parts, norm_.positions < segment_length ? norm_.positions : segment_length, first, merge,
                second);
@@ -164,24 +169,26 @@ class GroupNorm {
     const bool few = plan.rows < 8;  // too few rows for sums by column: take each group's stretch of a row as a strip
     std::vector<double> moments(few ? 0 : samples * blocks * 2 * channels);
     std::vector<ColumnCoefficients<A>> coefficients(samples, ColumnCoefficients<A>(0));
-    auto first = [&](int64_t n, int64_t block) {
-      if (few) return;
-      double* means = &moments[(n * blocks + block) * 2 * channels];
-      block_moments(engine_, plan, block, plan.at(x_, norm_.input_strides, n, 0), plan.at(r_, norm_.residual_strides, n, 0), means,
-                    means + channels);
+    auto first = [&](int64_t n, int64_t begin, int64_t end, bool) {
+      for (int64_t block = begin; !few && block < end; ++block) {
+        double* means = &moments[(n * blocks + block) * 2 * channels];
+        block_moments(engine_, plan, block, plan.at(x_, norm_.input_strides, n, 0), plan.at(r_, norm_.residual_strides, n, 0),
+                      means, means + channels);
+      }
     };
     auto merge = [&](int64_t n) {
       if (few) strip_moments(n, plan);
       else merge_groups(n, plan, &moments[n * blocks * 2 * channels]);
       coefficients[n] = column_affine(n, plan);
     };
-    auto second = [&](int64_t n, int64_t block) {
-      plan.visit(block, [&](int64_t row, int64_t rows, int64_t columns) {
+    auto second = [&](int64_t n, int64_t begin, int64_t end, bool) {
+      plan.visit(begin, end, [&](int64_t row, int64_t rows, int64_t columns) {
         engine_.forward_rows(plan.at(x_, norm_.input_strides, n, row), plan.at(r_, norm_.residual_strides, n, row),
                              plan.at(y, norm_.output_strides, n, row), rows, columns, coefficients[n].affine());
       });
     };
-    two_phases(samples, blocks, plan.block < plan.rows ? plan.block * plan.columns : plan.rows * plan.columns, first, merge, second);
+    two_phases(samples, blocks, plan.block < plan.rows ? plan.block * plan.columns : plan.rows * plan.columns, first, merge,
+               second);
   }
 
   void backward_rows(const NormGradients& gradients, const RowPlan& plan) {
@@ -191,10 +198,15 @@ class GroupNorm {
     std::vector<double> sums(samples * blocks * 2 * channels);
     std::vector<ColumnCoefficients<A>> coefficients(samples, ColumnCoefficients<A>(0));
     parallel(samples, plan.columns, [&](int64_t n) { coefficients[n] = column_affine(n, plan); });
-    auto first = [&](int64_t n, int64_t block) {
-      double* sum = &sums[(n * blocks + block) * 2 * channels];
-      block_sums(engine_, plan, block, plan.at(x_, norm_.input_strides, n, 0), plan.at(r_, norm_.residual_strides, n, 0),
-                 plan.at(g, gradients.output_strides, n, 0), coefficients[n].affine(), sum, sum + channels);
+    const int64_t values = plan.columns * plan.rows + plan.rest;
+    const bool costly = is_costly(norm_.activation) && !norm_.activation_first && values <= most_kept;
+    auto first = [&](int64_t n, int64_t begin, int64_t end, bool together) {
+      const Rows<A> keep = {costly && together ? kept_buffer<A>(values) : nullptr, plan.columns};
+      for (int64_t block = begin; block < end; ++block) {
+        double* sum = &sums[(n * blocks + block) * 2 * channels];
+        block_sums(engine_, plan, block, plan.at(x_, norm_.input_strides, n, 0), plan.at(r_, norm_.residual_strides, n, 0),
+                   plan.at(g, gradients.output_strides, n, 0), keep, coefficients[n].affine(), sum, sum + channels);
+      }
     };
     auto merge = [&](int64_t n) {
       for (int64_t c = 0; c < channels; ++c) {
@@ -211,23 +223,41 @@ class GroupNorm {
       for (int64_t group = 0; group < groups_; ++group) merge_means(n * groups_ + group, &means[2 * group]);
       for (int64_t j = 0; j < plan.columns; ++j) {
         const int64_t c = plan.channel(j), group = c / width_;
-        coefficients[n].set(
-            j, this->coefficients(n * groups_ + group, c).template slope<A>(means[2 * group], means[2 * group + 1]));
+        coefficients[n].set(j,
+                            this->coefficients(n * groups_ + group, c).template slope<A>(means[2 * group], means[2 * group + 1]));
       }
     };
-    auto second = [&](int64_t n, int64_t block) {
+    auto second = [&](int64_t n, int64_t begin, int64_t end, bool together) {
       if (!gx && !gr) return;
-      plan.visit(block, [&](int64_t row, int64_t rows, int64_t columns) {
-        engine_.backward_rows(plan.at(x_, norm_.input_strides, n, row), plan.at(r_, norm_.residual_strides, n, row),
-                              plan.at(g, gradients.output_strides, n, row), plan.at(gx, norm_.output_strides, n, row),
-                              plan.at(gr, norm_.output_strides, n, row), rows, columns, coefficients[n].affine(),
-                              coefficients[n].slope());
+      const A* kept = costly && together ? kept_buffer<A>(values) : nullptr;
+      plan.visit(begin, end, [&](int64_t row, int64_t rows, int64_t columns) {
+        const Rows<const T> x = plan.at(x_, norm_.input_strides, n, row);
+        const Rows<T> to = plan.at(gx, norm_.output_strides, n, row), residual_to = plan.at(gr, norm_.output_strides, n, row);
+        if (kept)
+          engine_.backward_rows_kept(x, {kept + row * plan.columns, plan.columns}, to, residual_to, rows, columns,
+                                     coefficients[n].affine(), coefficients[n].slope());
+        else
+          engine_.backward_rows(x, plan.at(r_, norm_.residual_strides, n, row), plan.at(g, gradients.output_strides, n, row), to,
+                                residual_to, rows, columns, coefficients[n].affine(), coefficients[n].slope());
       });
     };
-    two_phases(samples, blocks, plan.block < plan.rows ? plan.block * plan.columns : plan.rows * plan.columns, first, merge, second);
+    two_phases(samples, blocks, plan.block < plan.rows ? plan.block * plan.columns : plan.rows * plan.columns, first, merge,
+               second);
   }
 
   // -- shared ----------------------------------------------------------------------------------------------------------------
+
+  // f(part, sample, channel, first position, positions) over a range of a slab's parts, each a segment of a channel.
+  template <class F>
+  void visit_segments(int64_t slab, int64_t begin, int64_t end, int64_t segments, F&& f) const {
+    const int64_t n = slab / groups_, channel = slab % groups_ * width_;
+    int64_t j = begin / segments, segment = begin % segments;
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t from = segment * segment_length, left = norm_.positions - from;
+      f(part, n, channel + j, from, left < segment_length ? left : segment_length);
+      if (++segment == segments) segment = 0, ++j;
+    }
+  }
 
   static int64_t offset(const Strides& strides, int64_t n, int64_t channel) {
     return n * strides.sample + channel * strides.channel;
@@ -235,7 +265,14 @@ class GroupNorm {
   const T* residual(int64_t n, int64_t channel, int64_t begin) const {
     return r_ ? r_ + offset(norm_.residual_strides, n, channel) + begin : nullptr;
   }
-  Coefficients coefficients(int64_t slab, int64_t channel) const { return {mean_[slab], variance_[slab], norm_, channel}; }
+  Coefficients coefficients(int64_t slab, int64_t channel) const {
+    return {mean_[slab], reciprocal_deviation_[slab], norm_, channel};
+  }
+  void set_statistics(int64_t slab, const Moments& moments) {
+    mean_[slab] = moments.mean;
+    variance_[slab] = moments.variance();
+    reciprocal_deviation_[slab] = reciprocal_deviation(norm_, variance_[slab]);
+  }
 
   ColumnCoefficients<A> column_affine(int64_t n, const RowPlan& plan) const {
     ColumnCoefficients<A> columns(plan.columns);
@@ -254,8 +291,7 @@ class GroupNorm {
     for (int64_t group = 0; group < groups_; ++group) {
       Moments total;
       for (int64_t c = group * width_; c < (group + 1) * width_; ++c) total.merge({count, means[c], squares[c]});
-      mean_[n * groups_ + group] = total.mean;
-      variance_[n * groups_ + group] = total.variance();
+      set_statistics(n * groups_ + group, total);
     }
   }
 
@@ -268,8 +304,7 @@ class GroupNorm {
         engine_.visit(plan.at(x_, norm_.input_strides, n, row).first + group * stretch, r ? r.first + group * stretch : nullptr,
                       stretch, [&](const A* z, int64_t count) { total.add(z, count); });
       }
-      mean_[n * groups_ + group] = total.result().mean;
-      variance_[n * groups_ + group] = total.result().variance();
+      set_statistics(n * groups_ + group, total.result());
     }
   }
 
@@ -288,6 +323,7 @@ class GroupNorm {
   Engine<T> engine_;
   int64_t groups_, width_;
   double *mean_, *variance_;
+  std::vector<double> reciprocal_deviation_;
   const T *x_, *r_;
   std::vector<double> gradient_sums_, product_sums_;  // by sample and channel: sum gu, and sum gu xhat
 };

@@ -165,7 +165,7 @@ class ColumnMoments {
 
   int64_t columns_, pending_ = 0;
   double count_ = 0;
-  std::vector<A> work_;         // shift, sums, squares: an array each
+  std::vector<A> work_;          // shift, sums, squares: an array each
   std::vector<double> moments_;  // means, squares
 };
 

@@ -11,8 +11,8 @@
 
 namespace fastdl {
 
-// In values. One of channel and position is 1: positions are contiguous (NCHW) or channels are (channels last). A single position is
-// channels last, with the sample's stride for its own.
+// In values. One of channel and position is 1: positions are contiguous (NCHW) or channels are (channels last). A single position
+// is channels last, with the sample's stride for its own.
 struct Strides {
   int64_t sample, channel, position;
 };
@@ -46,14 +46,17 @@ void with_dtype(Dtype dtype, F&& f) {
   }
 }
 
+// A square root and a division take as long as a short strip, so each is done once a group and not once a channel.
+inline double reciprocal_deviation(const Norm& norm, double variance) { return 1 / std::sqrt(variance + norm.eps); }
+
 // One channel's coefficients. The mean is split into what A holds and a remainder, which goes into the shift: at a mean of 1e4,
 // float alone would be off by 5e-4.
 struct Coefficients {
   double mean, reciprocal_deviation, weight, bias;
 
-  Coefficients(double mean, double variance, const Norm& norm, int64_t channel)
+  Coefficients(double mean, double reciprocal_deviation, const Norm& norm, int64_t channel)
       : mean(mean),
-        reciprocal_deviation(1 / std::sqrt(variance + norm.eps)),
+        reciprocal_deviation(reciprocal_deviation),
         weight(norm.weight ? norm.weight[channel] : 1),
         bias(norm.bias ? norm.bias[channel] : 0) {}
 
@@ -112,10 +115,10 @@ class ColumnCoefficients {
 // over is a shorter last row. NCHW with few positions: a row is a whole sample, and `inner` columns in turn belong to one channel.
 struct RowPlan {
   int64_t channels, inner, replicas, columns;
-  int64_t rows;             // whole rows in a sample, or in all samples if `flat`
-  int64_t rest;             // columns of the shorter last row, or 0
-  int64_t block, blocks;    // rows in a block, the unit of work, and how many
-  bool flat;                // one run of rows through all samples
+  int64_t rows;           // whole rows in a sample, or in all samples if `flat`
+  int64_t rest;           // columns of the shorter last row, or 0
+  int64_t block, blocks;  // rows in a block, the unit of work, and how many
+  bool flat;              // one run of rows through all samples
 
   // flat_if_dense: whether samples may be joined (batch norm), where all tensors are dense enough for it.
   RowPlan(const Norm& norm, const Strides* strides, int count, bool flat_if_dense) : channels(norm.channels) {
@@ -154,12 +157,12 @@ struct RowPlan {
     return {first + sample * strides.sample + row * stride, stride};
   }
 
-  // f(first row, rows, columns) over a block: its whole rows, then the shorter one if it is the last block.
+  // f(first row, rows, columns) over a range of blocks: their whole rows, then the shorter one if the last block is among them.
   template <class F>
-  void visit(int64_t index, F&& f) const {
-    const int64_t first = index * block, last = first + block < rows ? first + block : rows;
+  void visit(int64_t begin, int64_t end, F&& f) const {
+    const int64_t first = begin * block, last = end * block < rows ? end * block : rows;
     if (last > first) f(first, last - first, columns);
-    if (index == blocks - 1 && rest) f(rows, int64_t(1), rest);
+    if (end == blocks && rest) f(rows, int64_t(1), rest);
   }
 };
 

@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace fastdl {
 
 // Defined in bindings.cpp on torch::stable::parallel_for, which honours torch.set_num_threads.
-void parallel_for(int64_t begin, int64_t end, int64_t grain, void (*body)(void* context, int64_t begin, int64_t end), void* context);
+void parallel_for(int64_t begin, int64_t end, int64_t grain, void (*body)(void* context, int64_t begin, int64_t end),
+                  void* context);
 int64_t thread_count();
 
 template <class Body>
@@ -19,23 +21,34 @@ void parallel(int64_t count, int64_t work_each, Body&& body) {
   parallel_for(0, count, grain, run, &body);
 }
 
-// Slabs of parts: first(slab, part) for every part, then merge(slab), then second(slab, part).
-// Where there are slabs enough, a thread takes a whole one, which is then still in its cache for the second phase; else the parts are
-// shared out. The parts depend on the shape alone and are merged in their order, so that the result does not depend on the threads.
+// Slabs of parts: first(slab, begin, end, together) over ranges of a slab's parts, then merge(slab), then second likewise.
+// Where there are slabs enough, a thread takes a whole one (`together`), which is then still in its cache for the second phase;
+// else the parts are shared out. The parts depend on the shape alone and are merged in their order, so that the result does not
+// depend on the number of threads.
 template <class First, class Merge, class Second>
 void two_phases(int64_t slabs, int64_t parts, int64_t part_work, First&& first, Merge&& merge, Second&& second) {
   const int64_t threads = thread_count();
   if (parts == 1 || slabs >= 4 * threads || slabs % threads == 0) {
     parallel(slabs, 2 * parts * part_work, [&](int64_t slab) {
-      for (int64_t part = 0; part < parts; ++part) first(slab, part);
+      first(slab, int64_t(0), parts, true);
       merge(slab);
-      for (int64_t part = 0; part < parts; ++part) second(slab, part);
+      second(slab, int64_t(0), parts, true);
     });
     return;
   }
-  parallel(slabs * parts, part_work, [&](int64_t i) { first(i / parts, i % parts); });
+  parallel(slabs * parts, part_work, [&](int64_t i) { first(i / parts, i % parts, i % parts + 1, false); });
   for (int64_t slab = 0; slab < slabs; ++slab) merge(slab);
-  parallel(slabs * parts, part_work, [&](int64_t i) { second(i / parts, i % parts); });
+  parallel(slabs * parts, part_work, [&](int64_t i) { second(i / parts, i % parts, i % parts + 1, false); });
+}
+
+// A buffer of this thread's own for what a slab keeps between its phases: at most 512 KiB in float, so that it stays in a
+// second-level cache beside the slab's input and gradient.
+inline constexpr int64_t most_kept = 131072;
+template <class A>
+A* kept_buffer(int64_t count) {
+  thread_local std::vector<A> buffer;
+  if (int64_t(buffer.size()) < count) buffer.resize(count);
+  return buffer.data();
 }
 
 }  // namespace fastdl

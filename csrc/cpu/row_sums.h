@@ -8,11 +8,11 @@ namespace fastdl {
 // Means and sums of squares of each channel over one block, (channels) each; their count is plan.count(block).
 template <class T, class A = Arithmetic<T>>
 void block_moments(const Engine<T>& engine, const RowPlan& plan, int64_t block, Rows<const T> x, Rows<const T> r, double* means,
-                     double* squares) {
+                   double* squares) {
   std::vector<Moments> folded;
   const bool direct = plan.columns == plan.channels;
   if (!direct) folded.resize(plan.channels);
-  plan.visit(block, [&](int64_t row, int64_t rows, int64_t columns) {
+  plan.visit(block, block + 1, [&](int64_t row, int64_t rows, int64_t columns) {
     // Tiles of rows too wide for one tile come in several ranges of columns; each range has its own sums.
     std::vector<std::pair<int64_t, ColumnMoments<A>>> ranges;
     const Rows<const T> from = {x.first + row * x.stride, x.stride};
@@ -41,19 +41,20 @@ void block_moments(const Engine<T>& engine, const RowPlan& plan, int64_t block, 
   }
 }
 
-// Sums of gu, and of gu (x - center), of each channel over one block, (channels) each.
+// Sums of gu, and of gu (x - center), of each channel over one block, (channels) each; keep = gu where it is not null.
 template <class T, class A = Arithmetic<T>>
 void block_sums(const Engine<T>& engine, const RowPlan& plan, int64_t block, Rows<const T> x, Rows<const T> r, Rows<const T> g,
-                AffineColumns<A> map, double* gradient_sums, double* product_sums) {
+                Rows<A> keep, AffineColumns<A> map, double* gradient_sums, double* product_sums) {
   constexpr int64_t most = 128;  // rows that are summed in A before the sums go on in double
   std::vector<A> sums(2 * plan.columns);
   for (int64_t c = 0; c < plan.channels; ++c) gradient_sums[c] = product_sums[c] = 0;
-  plan.visit(block, [&](int64_t first, int64_t rows, int64_t columns) {
+  plan.visit(block, block + 1, [&](int64_t first, int64_t rows, int64_t columns) {
     for (int64_t row = first; row < first + rows; row += most) {
       const int64_t height = first + rows - row < most ? first + rows - row : most;
       std::fill(sums.begin(), sums.end(), A(0));
       engine.reduce_rows({x.first + row * x.stride, x.stride}, r ? Rows<const T>{r.first + row * r.stride, r.stride} : r,
-                         {g.first + row * g.stride, g.stride}, height, columns, map, sums.data(), sums.data() + plan.columns);
+                         {g.first + row * g.stride, g.stride}, keep ? Rows<A>{keep.first + row * keep.stride, keep.stride} : keep,
+                         height, columns, map, sums.data(), sums.data() + plan.columns);
       if (plan.columns == plan.channels) {
         for (int64_t c = 0; c < columns; ++c) {
           gradient_sums[c] += sums[c];

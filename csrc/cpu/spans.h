@@ -43,11 +43,12 @@ template <class A>
 struct Spans {
   // y = act((x - center) scale + shift + r)
   void (*forward_strip)(const A* x, const A* r, A* y, int64_t n, Affine<A> map, A parameter);
-  void (*forward_rows)(Rows<const A> x, Rows<const A> r, Rows<A> y, int64_t rows, int64_t columns, AffineColumns<A> map, A parameter);
-  // sums[0] += sum gu, sums[1] += sum gu (x - center); by column for rows
-  void (*reduce_strip)(const A* x, const A* r, const A* g, int64_t n, Affine<A> map, A parameter, A* sums);
-  void (*reduce_rows)(Rows<const A> x, Rows<const A> r, Rows<const A> g, int64_t rows, int64_t columns, AffineColumns<A> map,
-                      A parameter, A* gradient_sums, A* product_sums);
+  void (*forward_rows)(Rows<const A> x, Rows<const A> r, Rows<A> y, int64_t rows, int64_t columns, AffineColumns<A> map,
+                       A parameter);
+  // sums[0] += sum gu, sums[1] += sum gu (x - center); by column for rows. Where `keep` is not null, keep = gu.
+  void (*reduce_strip)(const A* x, const A* r, const A* g, A* keep, int64_t n, Affine<A> map, A parameter, A* sums);
+  void (*reduce_rows)(Rows<const A> x, Rows<const A> r, Rows<const A> g, Rows<A> keep, int64_t rows, int64_t columns,
+                      AffineColumns<A> map, A parameter, A* gradient_sums, A* product_sums);
   // gx = gu by_gradient + (x - center) by_input + constant; gr = gu. Either output may be null.
   void (*backward_strip)(const A* x, const A* r, const A* g, A* gx, A* gr, int64_t n, Affine<A> map, Slope<A> slope, A parameter);
   void (*backward_rows)(Rows<const A> x, Rows<const A> r, Rows<const A> g, Rows<A> gx, Rows<A> gr, int64_t rows, int64_t columns,
@@ -56,5 +57,11 @@ struct Spans {
 
 template <class A>
 const Spans<A>& spans(Activation activation);
+
+// Whether g act'(u) takes so long that it is better kept in the cache between the two passes of a backward than computed twice.
+inline bool is_costly(Activation activation) {
+  return activation != Activation::identity && activation != Activation::relu && activation != Activation::leaky_relu &&
+         activation != Activation::hardswish;
+}
 
 }  // namespace fastdl

@@ -47,9 +47,10 @@ struct SpansOf {
           const V center = part.load(map.center + j), scale = part.load(map.scale + j), shift = part.load(map.shift + j);
 #pragma GCC unroll 4
           for (int64_t k = row; k < row + count.value; ++k)
-            part.store(y.first + k * y.stride + j, Act::value(affine(part, part.load(x.first + k * x.stride + j),
-                                                                     r.first + k * r.stride + j, center, scale, shift, has_residual),
-                                                              parameter));
+            part.store(y.first + k * y.stride + j,
+                       Act::value(affine(part, part.load(x.first + k * x.stride + j), r.first + k * r.stride + j, center, scale,
+                                         shift, has_residual),
+                                  parameter));
         });
         row += count.value;
       };
@@ -58,45 +59,51 @@ struct SpansOf {
     });
   }
 
-  static void reduce_strip(const A* x, const A* r, const A* g, int64_t n, Affine<A> map, A parameter, A* sums) {
+  static void reduce_strip(const A* x, const A* r, const A* g, A* keep, int64_t n, Affine<A> map, A parameter, A* sums) {
     const V center = broadcast(map.center), scale = broadcast(map.scale), shift = broadcast(map.shift);
     V gradient_sum{}, product_sum{};
     decide(r, [&](auto has_residual) {
-      sweep<A>(n, [&](int64_t i, auto part) {
-        V value = part.load(x + i);
-        V gu = Act::gradient(part.load(g + i), affine(part, value, r + i, center, scale, shift, has_residual), parameter);
-        gu = part.clear_rest(gu);
-        gradient_sum += gu;
-        product_sum += gu * part.clear_rest(value - center);
+      decide(keep, [&](auto keeps) {
+        sweep<A>(n, [&](int64_t i, auto part) {
+          V value = part.load(x + i);
+          V gu = Act::gradient(part.load(g + i), affine(part, value, r + i, center, scale, shift, has_residual), parameter);
+          if constexpr (keeps.value) part.store(keep + i, gu);
+          gu = part.clear_rest(gu);
+          gradient_sum += gu;
+          product_sum += gu * part.clear_rest(value - center);
+        });
       });
     });
     sums[0] += sum_lanes<A>(gradient_sum);
     sums[1] += sum_lanes<A>(product_sum);
   }
 
-  static void reduce_rows(Rows<const A> x, Rows<const A> r, Rows<const A> g, int64_t rows, int64_t columns, AffineColumns<A> map,
-                          A parameter, A* gradient_sums, A* product_sums) {
+  static void reduce_rows(Rows<const A> x, Rows<const A> r, Rows<const A> g, Rows<A> keep, int64_t rows, int64_t columns,
+                          AffineColumns<A> map, A parameter, A* gradient_sums, A* product_sums) {
     decide(bool(r), [&](auto has_residual) {
-      int64_t row = 0;
-      auto block = [&](auto count) {
-        sweep<A>(columns, [&](int64_t j, auto part) {
-          const V center = part.load(map.center + j), scale = part.load(map.scale + j), shift = part.load(map.shift + j);
-          V gradient_sum = part.load(gradient_sums + j), product_sum = part.load(product_sums + j);
+      decide(bool(keep), [&](auto keeps) {
+        int64_t row = 0;
+        auto block = [&](auto count) {
+          sweep<A>(columns, [&](int64_t j, auto part) {
+            const V center = part.load(map.center + j), scale = part.load(map.scale + j), shift = part.load(map.shift + j);
+            V gradient_sum = part.load(gradient_sums + j), product_sum = part.load(product_sums + j);
 #pragma GCC unroll 4
-          for (int64_t k = row; k < row + count.value; ++k) {
-            V value = part.load(x.first + k * x.stride + j);
-            V u = affine(part, value, r.first + k * r.stride + j, center, scale, shift, has_residual);
-            V gu = Act::gradient(part.load(g.first + k * g.stride + j), u, parameter);
-            gradient_sum += gu;
-            product_sum += gu * (value - center);
-          }
-          part.store(gradient_sums + j, gradient_sum);
-          part.store(product_sums + j, product_sum);
-        });
-        row += count.value;
-      };
-      while (row + 4 <= rows) block(std::integral_constant<int, 4>{});
-      while (row < rows) block(std::integral_constant<int, 1>{});
+            for (int64_t k = row; k < row + count.value; ++k) {
+              V value = part.load(x.first + k * x.stride + j);
+              V u = affine(part, value, r.first + k * r.stride + j, center, scale, shift, has_residual);
+              V gu = Act::gradient(part.load(g.first + k * g.stride + j), u, parameter);
+              if constexpr (keeps.value) part.store(keep.first + k * keep.stride + j, gu);
+              gradient_sum += gu;
+              product_sum += gu * (value - center);
+            }
+            part.store(gradient_sums + j, gradient_sum);
+            part.store(product_sums + j, product_sum);
+          });
+          row += count.value;
+        };
+        while (row + 4 <= rows) block(std::integral_constant<int, 4>{});
+        while (row < rows) block(std::integral_constant<int, 1>{});
+      });
     });
   }
 
@@ -107,7 +114,8 @@ struct SpansOf {
     V value = part.load(x);
     V gu = Act::gradient(part.load(g), affine(part, value, r, center, scale, shift, has_residual), parameter);
     if (gr) part.store(gr, gu);
-    if (gx) part.store(gx, gu * by_gradient + ((value - center) * by_input + constant));
+    // Where the statistics are constants by_input is 0, and an infinite input must not turn 0 into NaN.
+    if (gx) part.store(gx, gu * by_gradient + ((by_input == A(0) ? V{} : (value - center) * by_input) + constant));
   }
 
   static void backward_strip(const A* x, const A* r, const A* g, A* gx, A* gr, int64_t n, Affine<A> map, Slope<A> slope,
@@ -133,7 +141,7 @@ struct SpansOf {
         const V center = part.load(map.center + j), scale = part.load(map.scale + j), shift = part.load(map.shift + j);
         const V by_gradient = part.load(slope.by_gradient + j), by_input = part.load(slope.by_input + j),
                 constant = part.load(slope.constant + j);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int64_t k = row; k < row + count.value; ++k)
           backward(part, x.first + k * x.stride + j, r.first + k * r.stride + j, g.first + k * g.stride + j,
                    gx_first ? gx_first + k * gx.stride + j : nullptr, gr_first ? gr_first + k * gr.stride + j : nullptr, center,
@@ -142,7 +150,7 @@ struct SpansOf {
       row += count.value;
     };
     auto all = [&](auto has_residual, A* gx_first, A* gr_first) FASTDL_INLINE_LAMBDA {
-      while (row + 2 <= rows) block(std::integral_constant<int, 2>{}, has_residual, gx_first, gr_first);
+      while (row + 4 <= rows) block(std::integral_constant<int, 4>{}, has_residual, gx_first, gr_first);
       while (row < rows) block(std::integral_constant<int, 1>{}, has_residual, gx_first, gr_first);
     };
     if (!r && !gr) all(std::false_type{}, gx.first, nullptr);

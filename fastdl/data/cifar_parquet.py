@@ -82,7 +82,7 @@ def _read_file(path: Path, source: CifarSource, description: str) -> Split:
 def _load_cached(cached: Path) -> Split | None:
     """Return what the cache holds, or None if that is nothing, or is not what was written."""
     try:
-        with np.load(cached, allow_pickle=False) as arrays:
+        with cached.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             images, labels, digest = arrays["images"], arrays["labels"], str(arrays["digest"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

@@ -260,8 +260,8 @@ def _write_report(folder: Path, dataset: ImageDataset, settings: dict[str, Any],
     rate, width = settings["optimizer"]["learning_rate"], settings["model"]["arguments"]["width"]
     text = f"""# Sigmoid against ReLU on {dataset.name}
 
-{len(outcomes)} runs of {training["epochs"]} epochs, batch size {training["batch_size"]}, width {width}, learning rate {rate},
-seeds {", ".join(map(str, seeds))}. The arms of a pair differ in the activation alone.
+{len(outcomes)} runs of {training["epochs"]} epochs, batch size {training["batch_size"]}, width {width},
+learning rate {rate}, seeds {", ".join(map(str, seeds))}. The arms of a pair differ in the activation alone.
 Test accuracy is that of the final weights, evaluated once. Chance is {100 * chance:g} %.
 
 {table}

@@ -34,7 +34,7 @@ class DivergenceError(ArithmeticError):
     def __init__(self, step: int, loss: float) -> None:
         self.step = step
         self.loss = loss
-        super().__init__(f"the training loss is {loss} after {step} steps")
+        super().__init__(f"the loss is {loss} after {step} steps")
 
 
 class Classifier(pl.LightningModule):
@@ -124,7 +124,7 @@ class Classifier(pl.LightningModule):
                 f"epoch {self.current_epoch} ended after {self.global_step} steps in place of {expected}"
             )
         train = self._compute("train")
-        self._check(torch.tensor(train["loss"]))
+        self._check(torch.tensor(train["loss"] + self._validation_result["loss"]))
         self.log_dict({f"train/{name}": value for name, value in train.items()})
         self.history.append(
             {

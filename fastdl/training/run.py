@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ class RunResult:
         parameters: number of trained parameters.
         history: one row per finished epoch: losses, accuracies, learning rate.
         validation_accuracy: at the end, None for a diverged run; as is each of the following.
-        test_accuracy, test_loss: of the final weights, evaluated once.
+        test_accuracy, test_loss: of the final weights, evaluated once; a loss that is not finite is None.
         seconds: time spent in training, over all attempts.
         environment: versions and machine of the attempt that finished.
     """
@@ -93,6 +94,9 @@ def train_classifier(
         ValueError: the folder holds a run of another configuration, or the configuration does not fit the data.
         KeyboardInterrupt: the user interrupted; call again to continue.
     """
+    if (config.data.dataset, config.data.fingerprint) != (dataset.name, dataset.fingerprint):
+        wanted = f"{config.data.dataset} with fingerprint {config.data.fingerprint}"
+        raise ValueError(f"config.data names {wanted}, got the data set {dataset.name} with {dataset.fingerprint}")
     directory.mkdir(parents=True, exist_ok=True)
     _claim(directory, config)
     if (finished := load_result(directory)) is not None:
@@ -119,7 +123,7 @@ def train_classifier(
         history=module.history,
         validation_accuracy=module.history[-1]["validation_accuracy"] if test else None,
         test_accuracy=test.get("test/accuracy"),
-        test_loss=test.get("test/loss"),
+        test_loss=test.get("test/loss") if math.isfinite(test.get("test/loss", math.nan)) else None,
         seconds=module.seconds,
         environment=describe_environment(),
     )

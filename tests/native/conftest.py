@@ -5,30 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from fastdl.native.loader import Loader
-from tests.native.harness import BINDINGS, HEADER, KERNEL, Processes, executable
+from fastdl.native.loader import Library, Loader, Search
+from tests.native.harness import Processes, executable, write_sources
 
 VARIABLES = ("FASTDL_BUILD", "FASTDL_CACHE", "FASTDL_CPU_ARCH", "CXX", "MAX_JOBS")
 
 
-@pytest.fixture(scope="session")
-def compiler() -> str:
-    """The system's C++ compiler; tests that compile are skipped where there is none."""
-    for name in ("g++", "clang++", "c++"):
-        found = shutil.which(name)
-        if found:
-            return found
-    pytest.skip("no C++ compiler on this machine")
-
-
 @pytest.fixture
 def csrc(tmp_path: Path) -> Path:
-    root = tmp_path / "csrc"
-    (root / "cpu").mkdir(parents=True)
-    (root / "bindings.cpp").write_text(BINDINGS)
-    (root / "cpu" / "twice.h").write_text(HEADER)
-    (root / "cpu" / "twice.cpp").write_text(KERNEL)
-    return root
+    return write_sources(tmp_path / "csrc")
 
 
 @pytest.fixture
@@ -48,8 +33,8 @@ def prebuilt(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def processes(csrc: Path, cache_folder: Path, prebuilt: Path, compiler: str) -> Processes:
-    return Processes(csrc, prebuilt)
+def processes(csrc: Path, cache_folder: Path, prebuilt: Path, compiler: str, tmp_path: Path) -> Processes:
+    return Processes(csrc, prebuilt, tmp_path)
 
 
 @pytest.fixture
@@ -71,3 +56,22 @@ def counting_compiler(tmp_path: Path, compiler: str) -> tuple[Path, Path]:
         f'exec "{compiler}" "$@"',
     )
     return script, log
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory, compiler: str) -> Library:
+    """What is built from the test's source tree: compiled once in a session, and never loaded by its process."""
+    folder = tmp_path_factory.mktemp("library")
+    with pytest.MonkeyPatch.context() as environment:
+        for name in VARIABLES:
+            environment.delenv(name, raising=False)
+        environment.setenv("FASTDL_CACHE", str(folder / "cache"))
+        return Search(write_sources(folder / "csrc"), folder / "none").build()
+
+
+@pytest.fixture
+def built(library: Library, cache_folder: Path) -> Path:
+    """The entry of the test's own cache, as a first process would leave it."""
+    entry = cache_folder / "native" / library.entry.name
+    shutil.copytree(library.entry, entry)
+    return entry

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from fastdl.native.cache import Manifest
-from fastdl.native.loader import Search
 from fastdl.native.status import NativeUnavailableError
 
 BINDINGS = """
@@ -41,11 +40,12 @@ void made_up::twice(const float* x, float* y, int64_t count) {
 
 # One process: load, use the operator if there is one, and print what happened as JSON.
 PROCESS = """
-import json, sys, warnings
+import json, os, sys, warnings
 from pathlib import Path
 import torch
 from fastdl.native.loader import Loader
 
+Path(sys.argv[3], f"ready-{os.getpid()}").touch()
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     loader = Loader(Path(sys.argv[1]), Path(sys.argv[2]))
@@ -63,8 +63,13 @@ print(json.dumps({
 class Processes:
     """Starts processes that load the library of the test's source tree."""
 
-    def __init__(self, csrc: Path, prebuilt: Path) -> None:
-        self.command = [sys.executable, "-c", PROCESS, str(csrc), str(prebuilt)]
+    def __init__(self, csrc: Path, prebuilt: Path, ready: Path) -> None:
+        self.ready = ready
+        self.command = [sys.executable, "-c", PROCESS, str(csrc), str(prebuilt), str(ready)]
+
+    def about_to_load(self) -> int:
+        """How many processes have come to the point of loading."""
+        return len(list(self.ready.glob("ready-*")))
 
     def start(self, **environment: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
@@ -116,11 +121,6 @@ def works(outcome: dict[str, object]) -> bool:
     return outcome["available"] is True and outcome["result"] == [0.0, 2.0, 4.0] and not outcome["warnings"]
 
 
-def built_entry(csrc: Path, cache_folder: Path) -> Path:
-    """The entry that a process would make, built here without loading it."""
-    return Search(csrc, cache_folder / "none").build().entry
-
-
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -146,3 +146,12 @@ def failing_compiler(path: Path, compiler: str, message: str, while_exists: Path
         path,
         f'case "$*" in *" -c "*) if {condition}; then echo "{message}" >&2; exit 1; fi;; esac\nexec "{compiler}" "$@"',
     )
+
+
+def write_sources(root: Path) -> Path:
+    """The made-up source tree, in ``root``."""
+    (root / "cpu").mkdir(parents=True)
+    (root / "bindings.cpp").write_text(BINDINGS)
+    (root / "cpu" / "twice.h").write_text(HEADER)
+    (root / "cpu" / "twice.cpp").write_text(KERNEL)
+    return root

@@ -14,7 +14,7 @@ from fastdl.native import FastdlWarning, cache
 from fastdl.native import build as building
 from fastdl.native.ahead_of_time import build_prebuilt
 from fastdl.native.loader import FAILURE, Loader
-from tests.native.harness import Processes, built_entry, failing_compiler, find_no_ninja, only_entry, wait_for, works
+from tests.native.harness import Processes, failing_compiler, find_no_ninja, only_entry, wait_for, works
 
 
 def test_the_first_process_builds_and_the_second_finds(processes: Processes, cache_folder: Path) -> None:
@@ -54,10 +54,8 @@ def test_eight_processes_share_one_failure(
     wait = tmp_path / "wait"
     wait.touch()
     started = [processes.start(CXX=f"'{compiler}'") for _ in range(4)]
-    wait_for(lambda: log.exists(), "a compiler that starts")
-    time.sleep(
-        3.0
-    )  # for the others to reach the lock; one that is late compiles again and the count below allows it none
+    wait_for(lambda: processes.about_to_load() == 4 and log.exists(), "four processes and a compiler that starts")
+    time.sleep(1.0)  # from there to the lock is a matter of milliseconds
     wait.unlink()
     outcomes = [processes.outcome(process) for process in started]
     assert all("on purpose" in outcome["reason"] and len(outcome["warnings"]) == 1 for outcome in outcomes)
@@ -90,10 +88,24 @@ def test_a_process_killed_while_building_leaves_nothing_broken(
 
 
 @pytest.mark.parametrize("damage", ["one byte", "truncated", "empty", "no library", "no manifest", "torn manifest"])
-def test_a_damaged_entry_is_built_again(processes: Processes, cache_folder: Path, damage: str, csrc: Path) -> None:
-    # The build is the real one; only the look at it is repeated in this process, which loads nothing.
-    entry = built_entry(csrc, cache_folder)
-    library = entry / building.LIBRARY
+def test_a_damaged_entry_does_not_count(loader: Loader, built: Path, damage: str) -> None:
+    assert loader.status_without_building().path == built / building.LIBRARY
+    harm(built, damage)
+    looked = loader.status_without_building()
+    assert not looked.available
+    assert "Not built yet" in looked.reason
+
+
+def test_a_damaged_entry_is_built_again(processes: Processes, loader: Loader, built: Path) -> None:
+    harm(built, "truncated")
+    outcome = processes.run()
+    assert works(outcome), outcome
+    assert outcome["built_in_seconds"] is not None
+    assert loader.status_without_building().path == built / building.LIBRARY
+
+
+def harm(entry: Path, damage: str) -> None:
+    library, manifest = entry / building.LIBRARY, entry / cache.MANIFEST
     content = library.read_bytes()
     if damage == "one byte":
         library.write_bytes(content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
@@ -104,23 +116,15 @@ def test_a_damaged_entry_is_built_again(processes: Processes, cache_folder: Path
     elif damage == "no library":
         library.unlink()
     elif damage == "no manifest":
-        (entry / cache.MANIFEST).unlink()
+        manifest.unlink()
     else:
-        (entry / cache.MANIFEST).write_text((entry / cache.MANIFEST).read_text()[:100])
-    looked = Loader(csrc, cache_folder / "none").status_without_building()
-    assert not looked.available
-    assert "Not built yet" in looked.reason
-    outcome = processes.run()
-    assert works(outcome), outcome
-    assert outcome["built_in_seconds"] is not None
-    assert works(processes.run(FASTDL_BUILD="0"))
+        manifest.write_text(manifest.read_text()[:100])
 
 
-def test_a_library_for_another_cpu_is_not_loaded(processes: Processes, csrc: Path, cache_folder: Path) -> None:
-    entry = built_entry(csrc, cache_folder)
-    manifest = json.loads((entry / cache.MANIFEST).read_text())
+def test_a_library_for_another_cpu_is_not_loaded(processes: Processes, built: Path) -> None:
+    manifest = json.loads((built / cache.MANIFEST).read_text())
     manifest["required_features"].append("avx1024")
-    (entry / cache.MANIFEST).write_text(json.dumps(manifest))
+    (built / cache.MANIFEST).write_text(json.dumps(manifest))
     outcome = processes.run()
     assert not outcome["available"]
     assert "needs CPU instructions that this machine lacks: avx1024" in outcome["reason"]
@@ -129,18 +133,17 @@ def test_a_library_for_another_cpu_is_not_loaded(processes: Processes, csrc: Pat
     assert outcome["warnings"][0][1].endswith(outcome["reason"])
 
 
-def test_a_library_that_does_not_load_is_reported(processes: Processes, csrc: Path, cache_folder: Path) -> None:
-    entry = built_entry(csrc, cache_folder)
-    manifest = json.loads((entry / cache.MANIFEST).read_text())
+def test_a_library_that_does_not_load_is_reported(processes: Processes, built: Path) -> None:
+    manifest = json.loads((built / cache.MANIFEST).read_text())
     content = b"\x7fELF, or not quite"
     manifest["size"] = len(content)
-    (entry / building.LIBRARY).write_bytes(content)
-    manifest["sha256"] = cache.file_digest(entry / building.LIBRARY)
-    (entry / cache.MANIFEST).write_text(json.dumps(manifest))
+    (built / building.LIBRARY).write_bytes(content)
+    manifest["sha256"] = cache.file_digest(built / building.LIBRARY)
+    (built / cache.MANIFEST).write_text(json.dumps(manifest))
     outcome = processes.run()
     assert not outcome["available"]
-    assert f"{entry / building.LIBRARY} does not load" in outcome["reason"]
-    assert f"Remove the folder {entry}" in outcome["reason"]
+    assert f"{built / building.LIBRARY} does not load" in outcome["reason"]
+    assert f"Remove the folder {built}" in outcome["reason"]
     assert len(outcome["warnings"]) == 1
 
 
@@ -258,9 +261,9 @@ def test_a_library_built_ahead_of_time_is_preferred(
 
 @pytest.mark.parametrize("obstacle", ["features", "damaged", "other sources", "does not load"])
 def test_a_library_built_ahead_of_time_that_does_not_fit_is_passed_over(
-    processes: Processes, csrc: Path, prebuilt: Path, cache_folder: Path, obstacle: str
+    processes: Processes, csrc: Path, prebuilt: Path, cache_folder: Path, built: Path, obstacle: str
 ) -> None:
-    build_prebuilt(csrc, prebuilt)
+    built.rename(prebuilt)
     manifest = json.loads((prebuilt / cache.MANIFEST).read_text())
     library = prebuilt / building.LIBRARY
     if obstacle == "features":

@@ -26,7 +26,14 @@ def unit_in_last_place(dtype: torch.dtype, value: float) -> float:
 
 
 def assert_as_right_as_torch(
-    name: str, ours: Tensor, truth: Tensor, baseline: Tensor, *, bounded: bool = False, floor: float = 0.0
+    name: str,
+    ours: Tensor,
+    truth: Tensor,
+    baseline: Tensor,
+    *,
+    typical: float = 0.0,
+    bounded: bool = False,
+    floor: float = 0.0,
 ) -> None:
     """Asserts DESIGN's rule for one output or gradient.
 
@@ -35,6 +42,8 @@ def assert_as_right_as_torch(
         ours: the result under test.
         truth: the same in float64.
         baseline: the same from torch's own ops, in the dtype of ``ours``.
+        typical: torch's error relative to the scale, from other draws of the same problem. The largest error of a few numbers is
+            a matter of luck, and torch's luck in one draw is no measure of the rounding that its method has.
         bounded: whether ``SANE`` holds as well. Not where the truth is small by cancellation, as some gradients are.
         floor: the least scale of the result; for gradients that are 0 but for the rounding of what cancels.
     """
@@ -47,7 +56,7 @@ def assert_as_right_as_torch(
     if not finite.any():
         return
     scale = max(largest(truth64[finite]), floor)
-    baseline_error = largest((baseline64 - truth64)[finite])
+    baseline_error = max(largest((baseline64 - truth64)[finite]), typical * scale)
     allowed = 1.5 * baseline_error + unit_in_last_place(ours.dtype, scale)
     if ours.dtype == torch.float64:
         allowed += FLOAT64_SLACK * unit_in_last_place(ours.dtype, scale)
@@ -58,6 +67,14 @@ def assert_as_right_as_torch(
         f"{name}: error {worst:.3g} at scale {scale:.3g} is over the allowed {allowed:.3g} (torch's own error is "
         f"{baseline_error:.3g}); {describe_worst(ours64, truth64, baseline64, finite)}"
     )
+
+
+def relative_error(result: Tensor, truth: Tensor) -> float:
+    """The largest error relative to the largest value, over what is finite in both; 0 for nothing."""
+    result, truth = (t.detach().to("cpu", torch.float64) for t in (result, truth))
+    finite = result.isfinite() & truth.isfinite()
+    scale = largest(truth[finite]) if finite.any() else 0.0
+    return largest((result - truth)[finite]) / scale if scale else 0.0
 
 
 def largest(values: Tensor) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastdl.ops import batch_norm
 from fastdl.reference import ACTIVATIONS
 from fastdl.reference import batch_norm as reference
+from tests.support.backends import FLOATING
 from tests.support.layouts import LAYOUTS
 from tests.support.problems import Case, Operator, Tensors, compose
 
@@ -148,6 +149,20 @@ def sweep() -> list[BatchNormCase]:
     return cases
 
 
+def boundaries() -> list[BatchNormCase]:
+    """Positions around the sizes at which a kernel goes over to another loop: vectors, blocks of rows, chunks of a sum."""
+    near = (8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+    cases = []
+    for i, positions in enumerate(p for size in near for p in (size - 1, size, size + 1)):
+        channels = (6, 4, 33)[i % 3] if positions < 4000 else 3
+        dtypes = (torch.float32, FLOATING[1 + i % 3])
+        options: dict[str, Any] = {"dtypes": dtypes, "activation": "silu", "training": i % 4 > 0}
+        for layout in ("contiguous", "channels_last"):
+            shape = (2, channels, positions)
+            cases.append(row(f"positions_{positions}_{layout}", shape, layout=layout, grad_layout=layout, **options))
+    return cases
+
+
 EDGE_CASES = [
     row("batch_of_one_with_positions", (1, 12, 3, 3)),
     row("batch_of_one_in_evaluation", (1, 12), training=False),
@@ -239,6 +254,7 @@ OPERATOR = Operator(
         *LAYOUT_CASES,
         *RANK_CASES,
         *sweep(),
+        *boundaries(),
         *EDGE_CASES,
         *VALUE_CASES,
         *ORDER_CASES,

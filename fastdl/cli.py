@@ -1,0 +1,164 @@
+"""The ``fastdl`` command.
+
+``doctor`` and ``bench`` must work where only the core of the package is installed, so the first word is looked up in a
+table here, and what needs an extra is imported by the command that was asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+__all__ = ["main"]
+
+_USAGE_ERROR = 2
+_INTERRUPTED = 130
+
+# What the extra "train" brings, by the name it is imported under.
+_TRAIN_MODULES = set(
+    "PIL filelock lightning matplotlib pyarrow safetensors scipy sklearn tensorboard torchmetrics tqdm tyro".split()  # noqa: SIM905
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: the line that the help shows for it, and the function that runs it with the words after it."""
+
+    summary: str
+    run: Callable[[list[str]], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0, 2 for a mistake of the user's, 130 if interrupted.
+
+    A mistake is told in one line. With ``FASTDL_DEBUG=1`` in the environment the traceback is shown as well.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        return _dispatch(words)
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. {_how_to_continue(words)}", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone, as `head` does. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        message = _user_message(error)
+        if message is None:
+            raise
+        if os.environ.get("FASTDL_DEBUG") == "1":
+            traceback.print_exc()
+        print(f"fastdl: {message}", file=sys.stderr)
+        return _USAGE_ERROR
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if words else _USAGE_ERROR
+    if words[0] == "--version":
+        import fastdl
+
+        print(f"fastdl {fastdl.__version__}")
+        return 0
+    if words[0] not in _COMMANDS:
+        raise ValueError(f"there is no command {words[0]!r}; there is {', '.join(_COMMANDS)} (see fastdl --help)")
+    return _COMMANDS[words[0]].run(words[1:])
+
+
+def _help() -> str:
+    width = max(map(len, _COMMANDS))
+    lines = [f"  {name:{width}}  {command.summary}" for name, command in _COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: fastdl COMMAND [OPTIONS]",
+            "",
+            "Fused training kernels for PyTorch, and the experiments built on them.",
+            "",
+            *lines,
+            "",
+            "fastdl COMMAND --help tells more; fastdl --version shows the version.",
+        ]
+    )
+
+
+def _experiment(words: list[str]) -> int:
+    from fastdl.experiments import EXPERIMENTS, load_experiment
+
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: fastdl experiment NAME [OPTIONS]\n")
+        width = max(map(len, EXPERIMENTS))
+        for name, summary in EXPERIMENTS.items():
+            print(f"  {name:{width}}  {summary}")
+        print("\nfastdl experiment NAME --help tells the options of one.")
+        return 0 if words else _USAGE_ERROR
+    experiment = load_experiment(words[0])
+    import tyro
+
+    prog = f"fastdl experiment {experiment.name}"
+    options = tyro.cli(experiment.options, prog=prog, args=words[1:])
+    folder = experiment.run(options)
+    report = folder / "results.md"
+    print(f"\n{report.read_text(encoding='utf-8')}\nWritten to {folder}: results.json, results.md, *.png, *.svg, runs/")
+    return 0
+
+
+def _doctor(words: list[str]) -> int:
+    if any(word in ("-h", "--help") for word in words):
+        print("usage: fastdl doctor [--json]\n\nTells what works on this machine, and what to do about the rest.")
+        return 0
+    if unknown := [word for word in words if word != "--json"]:
+        raise ValueError(f"fastdl doctor takes --json, got {' '.join(unknown)}")
+    from fastdl import doctor
+
+    return doctor.main(json="--json" in words)
+
+
+def _demo(words: list[str]) -> int:
+    from fastdl import demo
+
+    return demo.main(words)
+
+
+def _bench(words: list[str]) -> int:
+    from fastdl.bench.__main__ import main as bench_main
+
+    status: int = bench_main(words)
+    return status
+
+
+_COMMANDS = {
+    "experiment": Command("run a controlled experiment, or continue it", _experiment),
+    "demo": Command("a few minutes of everything: parity, speed, a small experiment", _demo),
+    "bench": Command("measure the ops beside eager torch, torch.compile and the machine's limit", _bench),
+    "doctor": Command("tell what works on this machine", _doctor),
+}
+
+
+def _how_to_continue(words: list[str]) -> str:
+    if words[:1] == ["experiment"]:
+        # A second --no-resume would move aside what has just been made.
+        again = [word for word in words if word != "--no-resume"]
+        return f"What is done is kept; continue with: fastdl {shlex.join(again)}"
+    return "Nothing is left half-written."
+
+
+def _user_message(error: Exception) -> str | None:
+    """Return what to tell the user in place of a traceback, or None for what only a programmer can mend."""
+    from fastdl import BackendError
+
+    if isinstance(error, ModuleNotFoundError):
+        missing = (error.name or "").partition(".")[0]
+        if missing in _TRAIN_MODULES:
+            return f"this needs the package {missing}, which the extra 'train' brings: pip install 'fastdl[train]'"
+        return None
+    if isinstance(error, ValueError | BackendError | OSError):
+        return " ".join(str(error).split())
+    return None

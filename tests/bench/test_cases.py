@@ -1,0 +1,47 @@
+"""The cases that ship."""
+
+import pytest
+
+from fastdl.bench import registry
+from fastdl.bench.cases import DTYPES, select
+
+
+def test_every_benchmark_is_found_by_its_file():
+    assert registry.names() == ["batch_norm", "group_norm"]
+    with pytest.raises(ValueError, match="no benchmark of 'softmax'; there are: batch_norm, group_norm"):
+        registry.load("softmax")
+
+
+@pytest.mark.parametrize("name", ["batch_norm", "group_norm"])
+def test_every_shape_comes_in_both_layouts_in_float32_and_some_in_bfloat16(name):
+    cases = registry.load(name).cases
+    assert len({case.key for case in cases}) == len(cases)
+    shapes = {case.size for case in cases}
+    assert len(shapes) >= 8
+    for dtype, least in (("float32", len(shapes)), ("bfloat16", 2)):
+        by_layout = [
+            {c.size for c in cases if c.layout == layout and c.dtype == dtype} for layout in ("nchw", "channels_last")
+        ]
+        assert by_layout[0] == by_layout[1]
+        assert len(by_layout[0]) >= least
+    assert registry.load(name).overhead_size in shapes
+    assert all(case.num_groups is None or case.size[1] % case.num_groups == 0 for case in cases)
+
+
+@pytest.mark.parametrize("name", ["batch_norm", "group_norm"])
+def test_selection(name):
+    cases = registry.load(name).cases
+    quick = select(cases, shapes="quick")
+    assert len(quick) == 6
+    assert {case.layout for case in quick} == {"nchw", "channels_last"}
+    assert {case.layout for case in select(cases, layout="nchw")} == {"nchw"}
+    assert {case.dtype for case in select(cases, dtype="bfloat16")} == {"bfloat16"}
+    assert select(cases) == cases
+    with pytest.raises(ValueError, match="dtype='float16'; dtypes there: bfloat16, float32"):
+        select(cases, dtype="float16")
+
+
+def test_bytes_and_label_of_a_case():
+    case = next(c for c in registry.load("group_norm").cases if c.size == (4, 320, 64, 64) and c.dtype == "bfloat16")
+    assert case.tensor_bytes == 4 * 320 * 64 * 64 * DTYPES["bfloat16"].itemsize
+    assert case.label == "4x320x64x64/32"
