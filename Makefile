@@ -30,7 +30,7 @@ $(INSTALLED): pyproject.toml constraints.txt setup.py
 	    echo "$(PYTHON) cannot make virtual environments. Install its venv module (Debian, Ubuntu: apt install python3-venv)."; exit 1; }
 	@test -x $(RUN) || { echo "making the virtual environment $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing fastdl and what it needs into $(VENV)"
-	@$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	@$(RUN) -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	@touch $@
 
 demo: $(INSTALLED) ## a small run of everything: parity, speed, an experiment with its table and plot

@@ -199,11 +199,9 @@ def heading(benchmark: Benchmark, device: torch.device, run: results.Run, pools:
     request = dispatch.requested()
     backend = dispatch.choose(benchmark.name, request, device.type, torch.float32)
     described = machine.describe(device)
-    place = (
-        described["name"]
-        if device.type == "cuda"
-        else f"{described['name']}, {run.threads} threads, {described['instructions']}"
-    )
+    place = str(described["name"])
+    if device.type == "cpu":
+        place += f", {run.threads} thread{'' if run.threads == 1 else 's'}, {described['instructions']}"
     rates = ", ".join(f"{name} products {rate / 1e9:.0f} GFLOP/s" for name, rate in run.matrix_rates.items())
     lines = [
         f"\n{benchmark.title}: {place}; torch {run.versions['torch']}; ours on backend {backend!r}",

@@ -4,8 +4,8 @@ Timing one tensor again and again would measure the cache. In training a layer's
 it, so a small one is in the cores' own caches and a large one is not. Hence:
 
 - a case whose input, output and their gradients together fit in the cores' own caches (L2) uses one set of inputs;
-- any other goes through so many sets that twice the last-level cache is read before a set comes round again, bounded by
-  an eighth of the memory that is free and by `MOST_SETS`.
+- any other goes through so many sets that inputs and output gradients together are twice the last-level cache, so that
+  either alone fills it before a set comes round again; bounded by an eighth of the free memory and by `MOST_SETS`.
 
 On a GPU the L2 is shared by all cores, and nothing stays in it from layer to layer: every case rotates.
 """
@@ -48,7 +48,7 @@ def count_sets(tensor_bytes: int, device: torch.device, threads: int) -> int:
         if 4 * tensor_bytes <= caches.private_bytes * threads:
             return 1
         shared, free = caches.shared_bytes, machine.available_memory()
-    wanted = math.ceil(2 * shared / tensor_bytes)
+    wanted = math.ceil(shared / tensor_bytes)
     affordable = free // 8 // (2 * tensor_bytes)
     return max(SMALL_MACHINE_SETS, min(wanted, affordable, MOST_SETS))
 

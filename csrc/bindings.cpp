@@ -180,7 +180,7 @@ struct Call {
   Norm norm;
 
   Call(const Tensor& given, const MaybeTensor& weight_tensor, const MaybeTensor& bias_tensor, const MaybeTensor& residual_tensor,
-       double eps, const std::string& activation, double parameter, const std::string& order)
+       double eps, const std::string& activation, double parameter, bool activation_first)
       : geometry(given), input(given, geometry), weight(by_channel(weight_tensor)), bias(by_channel(bias_tensor)) {
     if (residual_tensor) residual.emplace(*residual_tensor, geometry);
     const bool rows = geometry.rows();
@@ -200,7 +200,7 @@ struct Call {
     norm.eps = eps;
     norm.parameter = parameter;
     norm.activation = activation_named(activation);
-    norm.activation_first = order == "act_norm";
+    norm.activation_first = activation_first;
   }
 
   Tensor make_output() const {
@@ -245,8 +245,8 @@ Gradients gradients_of(const Call& call, const Tensor& grad_output, const MaybeT
 
 std::tuple<Tensor, Tensor> group_norm_forward_op(const Tensor& input, const MaybeTensor& weight, const MaybeTensor& bias,
                                                  const MaybeTensor& residual, int64_t num_groups, double eps,
-                                                 const std::string& activation, double parameter, const std::string& order) {
-  const Call call(input, weight, bias, residual, eps, activation, parameter, order);
+                                                 const std::string& activation, double parameter, bool activation_first) {
+  const Call call(input, weight, bias, residual, eps, activation, parameter, activation_first);
   Tensor output = call.make_output();
   Tensor statistics = make_statistics({2, call.geometry.samples, num_groups});
   double* values = static_cast<double*>(statistics.mutable_data_ptr());
@@ -257,9 +257,9 @@ std::tuple<Tensor, Tensor> group_norm_forward_op(const Tensor& input, const Mayb
 
 Gradients group_norm_backward_op(const Tensor& grad_output, const Tensor& input, const MaybeTensor& weight, const MaybeTensor& bias,
                                  const MaybeTensor& residual, const Tensor& statistics, int64_t num_groups, double eps,
-                                 const std::string& activation, double parameter, const std::string& order,
+                                 const std::string& activation, double parameter, bool activation_first,
                                  const std::vector<bool>& needs) {
-  const Call call(input, weight, bias, residual, eps, activation, parameter, order);
+  const Call call(input, weight, bias, residual, eps, activation, parameter, activation_first);
   return gradients_of(call, grad_output, weight, bias, needs, [&](const NormGradients& gradients) {
     group_norm_backward(call.norm, num_groups, static_cast<const double*>(statistics.const_data_ptr()), gradients);
   });
@@ -270,8 +270,8 @@ Gradients group_norm_backward_op(const Tensor& grad_output, const Tensor& input,
 std::tuple<Tensor, Tensor> batch_norm_forward_op(const Tensor& input, const MaybeTensor& weight, const MaybeTensor& bias,
                                                  const MaybeTensor& residual, const MaybeTensor& running_mean,
                                                  const MaybeTensor& running_var, double eps, const std::string& activation,
-                                                 double parameter, const std::string& order) {
-  const Call call(input, weight, bias, residual, eps, activation, parameter, order);
+                                                 double parameter, bool activation_first) {
+  const Call call(input, weight, bias, residual, eps, activation, parameter, activation_first);
   Tensor output = call.make_output();
   Tensor statistics = make_statistics({2, call.geometry.channels});
   double* values = static_cast<double*>(statistics.mutable_data_ptr());
@@ -289,11 +289,34 @@ std::tuple<Tensor, Tensor> batch_norm_forward_op(const Tensor& input, const Mayb
 Gradients batch_norm_backward_op(const Tensor& grad_output, const Tensor& input, const MaybeTensor& weight, const MaybeTensor& bias,
                                  const MaybeTensor& residual, const MaybeTensor& running_mean, const MaybeTensor& running_var,
                                  const Tensor& statistics, double eps, const std::string& activation, double parameter,
-                                 const std::string& order, const std::vector<bool>& needs) {
-  const Call call(input, weight, bias, residual, eps, activation, parameter, order);
+                                 bool activation_first, const std::vector<bool>& needs) {
+  const Call call(input, weight, bias, residual, eps, activation, parameter, activation_first);
   return gradients_of(call, grad_output, weight, bias, needs, [&](const NormGradients& gradients) {
     batch_norm_backward(call.norm, running_mean && running_var, static_cast<const double*>(statistics.const_data_ptr()), gradients);
   });
+}
+
+// running = (1 - momentum) running + momentum batch, the variance made unbiased, in one call instead of eight of torch's.
+void update_running_statistics_op(const MaybeTensor& running_mean, const MaybeTensor& running_var, const Tensor& statistics,
+                                  int64_t count, double momentum) {
+  const int64_t channels = statistics.size(1);
+  const double* batch = static_cast<const double*>(statistics.const_data_ptr());
+  const double unbiased = count > 1 ? double(count) / double(count - 1) : 1;
+  auto update = [&](const Tensor& running, const double* values, double factor) {
+    const int64_t stride = running.stride(0);
+    with_dtype(dtype_of(running), [&](auto t) {
+      using T = decltype(t);
+      using A = Arithmetic<T>;
+      T* p = static_cast<T*>(running.mutable_data_ptr());
+      for (int64_t c = 0; c < channels; ++c) {
+        if constexpr (std::is_floating_point_v<T>)
+          p[c * stride] = A(1 - momentum) * p[c * stride] + A(momentum) * A(values[c] * factor);
+        else narrow(A(1 - momentum) * widen(p[c * stride]) + A(momentum) * A(values[c] * factor), p[c * stride]);
+      }
+    });
+  };
+  if (running_mean) update(*running_mean, batch, 1);
+  if (running_var) update(*running_var, batch + channels, unbiased);
 }
 
 }  // namespace
@@ -302,18 +325,23 @@ Gradients batch_norm_backward_op(const Tensor& grad_output, const Tensor& input,
 STABLE_TORCH_LIBRARY(fastdl_cpu, library) {
   library.def(
       "group_norm_forward(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, int num_groups, float eps, str activation, "
-      "float activation_param, str order) -> (Tensor, Tensor)");
+      "float activation_param, bool activation_first) -> (Tensor, Tensor)");
   library.def(
       "group_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor statistics, "
-      "int num_groups, float eps, str activation, float activation_param, str order, bool[] needs) -> (Tensor, Tensor, Tensor, "
+      "int num_groups, float eps, str activation, float activation_param, bool activation_first, bool[] needs) -> (Tensor, Tensor, "
+      "Tensor, "
       "Tensor)");
   library.def(
       "batch_norm_forward(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? running_mean, Tensor? running_var, "
-      "float eps, str activation, float activation_param, str order) -> (Tensor, Tensor)");
+      "float eps, str activation, float activation_param, bool activation_first) -> (Tensor, Tensor)");
   library.def(
       "batch_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? running_mean, "
-      "Tensor? running_var, Tensor statistics, float eps, str activation, float activation_param, str order, bool[] needs) "
+      "Tensor? running_var, Tensor statistics, float eps, str activation, float activation_param, bool activation_first, bool[] "
+      "needs) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "update_running_statistics(Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor statistics, int count, float momentum) "
+      "-> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdl_cpu, CPU, library) {
@@ -321,4 +349,5 @@ STABLE_TORCH_LIBRARY_IMPL(fastdl_cpu, CPU, library) {
   library.impl("group_norm_backward", TORCH_BOX(&fastdl::group_norm_backward_op));
   library.impl("batch_norm_forward", TORCH_BOX(&fastdl::batch_norm_forward_op));
   library.impl("batch_norm_backward", TORCH_BOX(&fastdl::batch_norm_backward_op));
+  library.impl("update_running_statistics", TORCH_BOX(&fastdl::update_running_statistics_op));
 }

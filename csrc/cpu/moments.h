@@ -17,6 +17,10 @@ struct Moments {
 
   void merge(const Moments& other) {
     if (other.count == 0) return;
+    if (count == 0) {
+      *this = other;
+      return;
+    }
     const double total = count + other.count, distance = other.mean - mean;
     mean += distance * (other.count / total);
     squares += other.squares + distance * distance * (count * other.count / total);
@@ -32,7 +36,7 @@ class StripMoments {
   void add(const A* x, int64_t n) {
     while (n > 0) {
       const int64_t m = n < chunk - pending_ ? n : chunk - pending_;
-      if (pending_ == 0 && moments_.count == 0) shift_ = mean_of(x, m < 256 ? m : 256);
+      if (pending_ == 0 && moments_.count == 0) shift_ = mean_of(x, m < first ? m : first);
       const Vector<A> shift = broadcast(shift_);
       Vector<A> sum[2] = {sum_, {}}, squares[2] = {squares_, {}};
       int64_t i = 0;
@@ -64,8 +68,11 @@ class StripMoments {
 
  private:
   static constexpr int64_t chunk = 4096;
+  static constexpr int64_t first = 4 * lanes<A>;  // values whose mean is the first shift
 
   static A mean_of(const A* x, int64_t n) {
+    if (n == first)
+      return sum_lanes<A>((load(x) + load(x + lanes<A>)) + (load(x + 2 * lanes<A>) + load(x + 3 * lanes<A>))) / A(first);
     Vector<A> sum{};
     sweep<A>(n, [&](int64_t i, auto part) { sum += part.load(x + i); });
     return sum_lanes<A>(sum) / A(n);

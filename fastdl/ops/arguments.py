@@ -27,7 +27,7 @@ def check_channel_parameter(op: str, name: str, parameter: Tensor | None, input:
         return
     if not isinstance(parameter, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor or None; got {type(parameter).__name__}")
-    if parameter.ndim != 1 or parameter.shape[0] != input.shape[1]:
+    if parameter.shape != input.shape[1:2]:
         raise ValueError(
             f"{op}: {name} must have shape ({input.shape[1]},), one value a channel; got {tuple(parameter.shape)}"
         )

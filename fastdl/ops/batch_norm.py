@@ -70,21 +70,25 @@ def batch_norm(
     if residual is not None and residual.dtype != input.dtype:
         residual = residual.to(input.dtype)
     parameter = resolve_activation(op, activation, activation_param)
-    statics = (eps, activation, parameter, order)
+    statics = (eps, activation, parameter, order == "act_norm")
     if not training:
         if running_mean is None or running_var is None:
             raise ValueError(f"{op}: running_mean and running_var must be tensors when training=False; got None")
-        return BATCH_NORM((input, weight, bias, residual, running_mean, running_var), statics)[0]
+        return BATCH_NORM((input, weight, bias, residual, running_mean, running_var), statics)
     count = input.numel() // input.shape[1] if input.shape[1] else 0
     if count == 1:
         raise ValueError(
             f"{op}: Expected more than 1 value per channel when training, got input size {tuple(input.shape)}"
         )
-    # The running statistics are not differentiable and change in place, so they stay outside the op: it returns the batch's own.
-    output, statistics = BATCH_NORM((input, weight, bias, residual, None, None), statics)
-    if count:
-        update_running_statistics(running_mean, running_var, statistics, count, momentum)
-    return output
+    # The running statistics are not differentiable and change in place, so they stay outside the op, which tells the batch's own.
+    def observe(backend: str, statistics: Tensor) -> None:
+        if backend == "cpu":
+            torch.ops.fastdl_cpu.update_running_statistics.default(running_mean, running_var, statistics, count, momentum)
+        else:
+            update_running_statistics(running_mean, running_var, statistics, count, momentum)
+
+    tracks = count > 0 and (running_mean is not None or running_var is not None)
+    return BATCH_NORM((input, weight, bias, residual, None, None), statics, observe if tracks else None)
 
 
 def _reference(
@@ -97,11 +101,12 @@ def _reference(
     eps: float,
     activation: str,
     parameter: float,
-    order: str,
+    activation_first: bool,
 ) -> tuple[Tensor, Tensor]:
     return batch_norm_with_statistics(
         input, running_mean, running_var, weight, bias, running_mean is None, eps,
-        activation=activation, activation_param=parameter, order=order, residual=residual,
+        activation=activation, activation_param=parameter, residual=residual,
+        order="act_norm" if activation_first else "norm_act",
     )  # fmt: skip
 
 
@@ -112,7 +117,7 @@ def _empty_statistics(input: Tensor, *arguments: Any) -> Tensor:
 BATCH_NORM = FusedOperator(
     "batch_norm",
     tensors="Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? running_mean, Tensor? running_var",
-    statics="float eps, str activation, float activation_param, str order",
+    statics="float eps, str activation, float activation_param, bool activation_first",
     differentiable=4,
     reference=_reference,
     empty_statistics=_empty_statistics,

@@ -14,7 +14,7 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -44,6 +44,7 @@ class Implementation:
 
     forward: Callable[..., Any]
     backward: Callable[..., Any]
+    backend: str = ""
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def use_backend(name: str) -> Iterator[None]:
 @cache
 def implementation(op: str, backend: str) -> Implementation:
     """The kernels of ``op`` on ``backend``, loaded once."""
-    return BACKENDS[backend].load(op)
+    return replace(BACKENDS[backend].load(op), backend=backend)
 
 
 @cache

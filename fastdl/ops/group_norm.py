@@ -75,7 +75,7 @@ def normalize_groups(
     check_channel_parameter(op, "bias", bias, input)
     check_eps(op, eps)
     parameter = resolve_activation(op, activation, activation_param)
-    return GROUP_NORM((input, weight, bias, residual), (num_groups, eps, activation, parameter, order))[0]
+    return GROUP_NORM((input, weight, bias, residual), (num_groups, eps, activation, parameter, order == "act_norm"))
 
 
 def _reference(
@@ -87,11 +87,12 @@ def _reference(
     eps: float,
     activation: str,
     parameter: float,
-    order: str,
+    activation_first: bool,
 ) -> tuple[Tensor, Tensor]:
     return group_norm_with_statistics(
         input, num_groups, weight, bias, eps,
-        activation=activation, activation_param=parameter, order=order, residual=residual,
+        activation=activation, activation_param=parameter, residual=residual,
+        order="act_norm" if activation_first else "norm_act",
     )  # fmt: skip
 
 
@@ -102,7 +103,7 @@ def _empty_statistics(input: Tensor, weight: Any, bias: Any, residual: Any, num_
 GROUP_NORM = FusedOperator(
     "group_norm",
     tensors="Tensor input, Tensor? weight, Tensor? bias, Tensor? residual",
-    statics="int num_groups, float eps, str activation, float activation_param, str order",
+    statics="int num_groups, float eps, str activation, float activation_param, bool activation_first",
     differentiable=4,
     reference=_reference,
     empty_statistics=_empty_statistics,

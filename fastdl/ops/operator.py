@@ -22,8 +22,9 @@ from torch import Tensor
 
 from fastdl.ops import dispatch
 
-Tensors = tuple["Tensor | None", ...]
+Tensors = tuple[Any, ...]  # a Tensor, then Tensors or None
 Statics = tuple[Any, ...]
+Observer = Callable[[str, Tensor], None]
 
 
 class FusedOperator:
@@ -54,33 +55,45 @@ class FusedOperator:
         self.differentiable = differentiable
         self.reference = reference
         self.empty_statistics = empty_statistics
-        self.function = _eager_function(self)
+        # The C++ apply beneath Function.apply, whose Python part (2 us) only serves torch.func, which takes another route here.
+        self.apply_eager = super(torch.autograd.Function, _eager_function(self)).apply
         self.transformed_function = _transformed_function(self)
         self._register(tensors, statics)
 
-    def __call__(self, tensors: Tensors, statics: Statics) -> tuple[Tensor, Tensor]:
-        """The op's output and its statistics, on the backend that was asked for."""
-        input = tensors[0]
-        assert input is not None
+    def __call__(self, tensors: Tensors, statics: Statics, observe: Observer | None = None) -> Tensor:
+        """The op's output, on the backend that was asked for; ``observe(backend, statistics)`` is called on the way."""
         if torch.compiler.is_compiling():
-            request = dispatch.requested_view.backend
-            if _choose_while_tracing(self.name, request, input.device.type, input.dtype) == "reference":
-                return self.reference(*tensors, *statics)
-            return self.forward_op(*tensors, *statics, request)
+            output, statistics = self._trace(tensors, statics)
+            if observe is not None:
+                observe("reference", statistics)
+            return output
+        input = tensors[0]
         request = dispatch.requested()
         backend = dispatch.choose(self.name, request, input.device.type, input.dtype)
-        if backend == "reference":
+        direct = type(input) in _PLAIN_TENSORS and not torch._C._len_torch_dispatch_stack() and not _is_transformed()
+        if direct and backend != "reference":
+            kernels = dispatch.implementation(self.name, backend)
+            if torch.is_grad_enabled():
+                for tensor in tensors:
+                    if tensor is not None and tensor.requires_grad:
+                        return self.apply_eager(kernels, observe, statics, *tensors)
+            output, statistics = kernels.forward(*tensors, *statics)
+        elif backend == "reference" or torch.autograd.forward_ad._current_level >= 0:
+            output, statistics = self.reference(*tensors, *statics)
+        elif torch._C._are_functorch_transforms_active():
+            output, statistics = self.transformed_function.apply(*tensors, *statics, backend)
+        else:
+            output, statistics = self.forward_op(*tensors, *statics, request)
+        if observe is not None:
+            observe(backend if direct else "reference", statistics)
+        return output
+
+    def _trace(self, tensors: Tensors, statics: Statics) -> tuple[Tensor, Tensor]:
+        input = tensors[0]
+        request = dispatch.requested_view.backend
+        if _choose_while_tracing(self.name, request, input.device.type, input.dtype) == "reference":
             return self.reference(*tensors, *statics)
-        if torch._C._are_functorch_transforms_active():
-            return self.transformed_function.apply(*tensors, *statics, backend)
-        if _forward_mode_is_active():
-            return self.reference(*tensors, *statics)
-        if type(input) not in _PLAIN_TENSORS or torch._C._len_torch_dispatch_stack():
-            return self.forward_op(*tensors, *statics, request)
-        kernels = dispatch.implementation(self.name, backend)
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-            return self.function.apply(kernels, *tensors, *statics)
-        return kernels.forward(*tensors, *statics)
+        return self.forward_op(*tensors, *statics, request)
 
     def differentiate(
         self, grad_output: Tensor, tensors: Tensors, statics: Statics, needs: Sequence[bool]
@@ -126,8 +139,9 @@ class FusedOperator:
 _PLAIN_TENSORS = frozenset({Tensor, torch.nn.Parameter})
 
 
-def _forward_mode_is_active() -> bool:
-    return torch.autograd.forward_ad._current_level >= 0
+def _is_transformed() -> bool:
+    """Whether forward-mode differentiation or a ``torch.func`` transform is under way."""
+    return torch.autograd.forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 @torch.compiler.assume_constant_result
@@ -139,30 +153,31 @@ def _choose_while_tracing(op: str, request: str, device: str, dtype: torch.dtype
 
 
 def _eager_function(op: FusedOperator) -> type[torch.autograd.Function]:
-    count, differentiable = op.count, op.differentiable
+    differentiable = op.differentiable
+    rest = (None,) * (op.count - differentiable)
 
     class Eager(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, kernels: dispatch.Implementation, *arguments: Any) -> tuple[Tensor, Tensor]:
-            output, statistics = kernels.forward(*arguments)
-            ctx.mark_non_differentiable(statistics)
-            ctx.set_materialize_grads(False)
-            ctx.save_for_backward(*arguments[:count], statistics)
+        def forward(
+            ctx: Any, kernels: dispatch.Implementation, observe: Observer | None, statics: Statics, *tensors: Any
+        ) -> Tensor:
+            output, statistics = kernels.forward(*tensors, *statics)
+            if observe is not None:
+                observe(kernels.backend, statistics)
+            ctx.save_for_backward(statistics, *tensors)
             ctx.kernels = kernels
-            ctx.statics = arguments[count:]
-            return output, statistics
+            ctx.statics = statics
+            return output
 
         @staticmethod
-        def backward(ctx: Any, grad_output: Tensor | None, _: Any) -> Any:  # type: ignore[override]
-            *tensors, statistics = ctx.saved_tensors
-            if grad_output is None:
-                return (None,) * len(ctx.needs_input_grad)
-            needs = ctx.needs_input_grad[1 : differentiable + 1]
+        def backward(ctx: Any, grad_output: Tensor) -> Any:  # type: ignore[override]
+            statistics, *tensors = ctx.saved_tensors
+            needs = ctx.needs_input_grad[3 : differentiable + 3]
             if torch.is_grad_enabled():
                 gradients = op.differentiate(grad_output, tuple(tensors), ctx.statics, needs)
             else:
                 gradients = ctx.kernels.backward(grad_output, *tensors, statistics, *ctx.statics, needs)
-            return (None, *gradients, *[None] * (len(tensors) - differentiable + len(ctx.statics)))
+            return (None, None, None, *gradients, *rest)
 
     Eager.__name__ = Eager.__qualname__ = "".join(word.title() for word in op.name.split("_"))
     return Eager

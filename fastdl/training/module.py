@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from typing import Any
@@ -21,6 +22,7 @@ from fastdl.training.environment import describe_environment, environment_change
 
 __all__ = ["Classifier", "DivergenceError"]
 
+_LOGGER = logging.getLogger(__name__)
 _CHECK_EVERY = 20  # steps between two looks at the loss on a GPU, since each look waits for all that is queued there
 
 
@@ -67,7 +69,6 @@ class Classifier(pl.LightningModule):
         self.validation_batches = validation
         self.test_batches = test
         self.history: list[dict[str, float | int]] = []
-        self.changes: list[str] = []
         self._validation_result: dict[str, float] = {}
         self._seconds_before = 0.0
         self._started: float | None = None
@@ -161,7 +162,11 @@ class Classifier(pl.LightningModule):
         state = checkpoint["fastdl"]
         if changed := differences(state["config"], self.config.to_dict()):
             raise ValueError(f"the checkpoint belongs to another configuration ({'; '.join(changed)})")
-        self.changes = environment_changes(state["environment"])
+        if changes := environment_changes(state["environment"]):
+            _LOGGER.warning(
+                "The machine differs from that of the attempt before (%s): results may differ in rounding.",
+                "; ".join(changes),
+            )
         self.history = [dict(row) for row in state["history"]]
         self._seconds_before = state["seconds"]
         # Set when training starts: what happens between here and there may draw random numbers.

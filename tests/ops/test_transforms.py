@@ -15,6 +15,9 @@ from fastdl import nn
 from fastdl.ops import batch_norm, group_norm
 from tests.support.backends import BACKENDS_UNDER_TEST
 
+# Forward-mode AD of torch 2.13 scripts its own decompositions, which it has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 FUNCTIONS: dict[str, tuple[Function, Function]] = {

@@ -66,17 +66,14 @@ def test_crops_and_mirrors_are_those_of_one_image_at_a_time(padding: int, flip: 
     padded = F.pad(images, (0, 0, padding, padding, padding, padding))
     seen = set()
     for original, found in zip(padded, result, strict=True):
-        matches = [
-            (top, left, mirrored)
+        windows = {
+            (top, left, mirrored): original[top : top + 6, left : left + 5]
             for top in range(2 * padding + 1)
             for left in range(2 * padding + 1)
             for mirrored in ((False, True) if flip else (False,))
-            if torch.equal(
-                found,
-                (window := original[top : top + 6, left : left + 5]).flip(1)
-                if mirrored
-                else original[top : top + 6, left : left + 5],
-            )
+        }
+        matches = [
+            place for place, window in windows.items() if torch.equal(found, window.flip(1) if place[2] else window)
         ]
         assert len(matches) == 1
         seen.add(matches[0])
