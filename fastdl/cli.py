@@ -116,15 +116,15 @@ def _doctor(words: list[str]) -> int:
         return 0
     if unknown := [word for word in words if word != "--json"]:
         raise ValueError(f"fastdl doctor takes --json, got {' '.join(unknown)}")
-    from fastdl import doctor
+    from fastdl.doctor import main as doctor_main
 
-    return doctor.main(json="--json" in words)
+    return doctor_main(json="--json" in words)
 
 
 def _demo(words: list[str]) -> int:
-    from fastdl import demo
+    from fastdl.demo import main as demo_main
 
-    return demo.main(words)
+    return demo_main(words)
 
 
 def _bench(words: list[str]) -> int:

@@ -96,7 +96,9 @@ def parse_size(size: int | str) -> int:
     """Bytes from a number or from text with a unit: 1024, "64MiB", "2 GB". Raises ValueError for anything else."""
     if isinstance(size, int) and not isinstance(size, bool) and size >= 0:
         return size
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?i?B?)\s*", size, re.IGNORECASE) if isinstance(size, str) else None
+    match = (
+        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?i?B?)\s*", size, re.IGNORECASE) if isinstance(size, str) else None
+    )
     if match is None or match[2].upper() not in _UNITS:
         raise ValueError(f"cpu_pool: limit must be bytes, or a size such as '512MiB' or '2GB'; got {size!r}")
     return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -73,7 +73,7 @@ FASTDL_ACTIVATION(
 
 FASTDL_ACTIVATION(
     elu, { return u > A(0) ? u : exponential_minus_one<A>(u > A(0) ? V{} : u) * parameter; },
-    { return u > A(0) ? g : g * parameter * decaying_exponential<A>(u > A(0) ? V{} : u); })
+    { return u <= A(0) ? g * parameter * decaying_exponential<A>(u > A(0) ? V{} : u) : g; })
 
 FASTDL_ACTIVATION(
     hardswish,
@@ -85,7 +85,7 @@ FASTDL_ACTIVATION(
     },
     {
       V slope = g * (u * A(1.0 / 3) + A(0.5));
-      slope = u >= A(3) ? g : slope;
+      slope = u < A(3) ? slope : g;
       return u <= A(-3) ? V{} : slope;
     })
 

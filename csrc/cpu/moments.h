@@ -140,6 +140,7 @@ class ColumnMoments {
         Vector<A> sum = part.load(sums + j), square = part.load(squares + j);
 #pragma GCC unroll 8
         for (int k = 0; k < count.value; ++k) {
+          __builtin_prefetch(x + (k + count.value) * stride + j);
           const Vector<A> d = part.load(x + k * stride + j) - center;
           sum += d;
           square += d * d;

@@ -67,7 +67,7 @@ def build(recipe: Recipe, key: str, entry: Path, *, for_this_machine: bool = Tru
     started = time.monotonic()
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{BUILD_FOLDER_PREFIX}{key}-", dir=entry.parent))
+        folder = Path(tempfile.mkdtemp(prefix=_build_folder_prefix(key), dir=entry.parent))
     except OSError as error:
         raise _disk_error(entry.parent, error) from error
     try:
@@ -113,9 +113,16 @@ def refuse_missing_features(required: tuple[str, ...], what: str) -> None:
 
 
 def remove_abandoned(root: Path, key: str) -> None:
-    """Remove what interrupted builds of ``key`` left behind; to be called only by the holder of the key's lock."""
-    for folder in (root / "native").glob(f"{BUILD_FOLDER_PREFIX}{key}-*"):
+    """Remove what interrupted builds of ``key`` left behind; to be called only by the holder of the key's lock.
+
+    A home folder may be shared by hosts that do not see each other's locks: what another host made is left alone.
+    """
+    for folder in (root / "native").glob(f"{_build_folder_prefix(key)}*"):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _build_folder_prefix(key: str) -> str:
+    return f"{BUILD_FOLDER_PREFIX}{key}-{re.sub(r'[^A-Za-z0-9]', '', platform.node())}-"
 
 
 def ninja_file(recipe: Recipe, facts: Probe) -> str:

@@ -54,14 +54,18 @@ class Manifest:
 
 def candidate_roots() -> list[Path]:
     """Cache folders in the order in which they are tried: FASTDL_CACHE or the user's, then a private temporary one."""
-    asked = os.environ.get("FASTDL_CACHE", "").strip()
-    if asked:
-        first = Path(asked).expanduser().absolute()
-    else:
-        base = os.environ.get("XDG_CACHE_HOME", "").strip()
-        first = (Path(base) if base and Path(base).is_absolute() else Path("~/.cache").expanduser()) / "fastdl"
     user = os.getuid() if hasattr(os, "getuid") else "user"
-    return [first, Path(tempfile.gettempdir()) / f"fastdl-{user}"]
+    temporary = Path(tempfile.gettempdir()) / f"fastdl-{user}"
+    asked = os.environ.get("FASTDL_CACHE", "").strip()
+    base = os.environ.get("XDG_CACHE_HOME", "").strip()
+    try:
+        if asked:
+            return [Path(asked).expanduser().absolute(), temporary]
+        if base and Path(base).is_absolute():
+            return [Path(base) / "fastdl", temporary]
+        return [Path("~/.cache/fastdl").expanduser(), temporary]
+    except RuntimeError:  # a user without a home, as containers have them
+        return [temporary, temporary]
 
 
 def readable_roots() -> list[Path]:

@@ -77,7 +77,7 @@ class ConvNormAct2d(nn.Module):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         conv, norm = self.conv, self.norm
-        tracks = isinstance(norm, nn.BatchNorm2d)
+        batch = norm if isinstance(norm, nn.BatchNorm2d) else None
         return conv_norm_act(
             input,
             conv.weight,
@@ -89,11 +89,11 @@ class ConvNormAct2d(nn.Module):
             norm=self.norm_name,
             norm_weight=None if norm is None else norm.weight,
             norm_bias=None if norm is None else norm.bias,
-            running_mean=norm.running_mean if tracks else None,
-            running_var=norm.running_var if tracks else None,
+            running_mean=None if batch is None else batch.running_mean,
+            running_var=None if batch is None else batch.running_var,
             num_groups=self.num_groups,
             training=self.training,
-            momentum=count_batch(norm) if tracks else 0.0,
+            momentum=0.0 if batch is None else count_batch(batch),
             eps=1e-5 if norm is None else norm.eps,
             activation=self.activation,
             activation_param=self.activation_param,

@@ -62,8 +62,10 @@ def batch_norm(
     """
     op = "batch_norm"
     check_input(op, input)
-    for name, parameter in (("running_mean", running_mean), ("running_var", running_var), ("weight", weight), ("bias", bias)):
-        check_channel_parameter(op, name, parameter, input)
+    check_channel_parameter(op, "running_mean", running_mean, input)
+    check_channel_parameter(op, "running_var", running_var, input)
+    check_channel_parameter(op, "weight", weight, input)
+    check_channel_parameter(op, "bias", bias, input)
     check_eps(op, eps)
     check_order(op, order)
     check_residual(op, residual, input.shape, input)
@@ -80,10 +82,13 @@ def batch_norm(
         raise ValueError(
             f"{op}: Expected more than 1 value per channel when training, got input size {tuple(input.shape)}"
         )
+
     # The running statistics are not differentiable and change in place, so they stay outside the op, which tells the batch's own.
     def observe(backend: str, statistics: Tensor) -> None:
         if backend == "cpu":
-            torch.ops.fastdl_cpu.update_running_statistics.default(running_mean, running_var, statistics, count, momentum)
+            torch.ops.fastdl_cpu.update_running_statistics.default(
+                running_mean, running_var, statistics, count, momentum
+            )
         else:
             update_running_statistics(running_mean, running_var, statistics, count, momentum)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastdl.ops.arguments import FLOATING, check_eps, check_input, check_order, check_residual, resolve_activation
@@ -71,7 +69,7 @@ def conv_norm_act(
     parameter = resolve_activation(op, activation, activation_param)
     activation_param = parameter if activation in ("leaky_relu", "elu") else None
     check_eps(op, eps)
-    x = CONVOLUTIONS[weight.ndim](input, weight, bias, stride, padding, dilation, groups)  # type: ignore[operator]
+    x = CONVOLUTIONS[weight.ndim](input, weight, bias, stride, padding, dilation, groups)
     check_residual(op, residual, x.shape, x)
     if residual is not None and residual.dtype != x.dtype:
         residual = residual.to(x.dtype)
@@ -117,7 +115,9 @@ def _check(
     if norm not in NORMS:
         raise ValueError(f"{op}: norm must be one of {', '.join(NORMS)}; got {norm!r}")
     if (num_groups is not None) != (norm == "group"):
-        raise ValueError(f"{op}: num_groups must be given for norm='group' and for no other; got {num_groups!r} with {norm!r}")
+        raise ValueError(
+            f"{op}: num_groups must be given for norm='group' and for no other; got {num_groups!r} with {norm!r}"
+        )
     if (running_mean is None) != (running_var is None):
         raise ValueError(f"{op}: running_mean and running_var must be given together; got one of them")
     if running_mean is not None and norm not in ("batch", "instance"):

@@ -72,9 +72,13 @@ def _probe_triton() -> BackendStatus:
     if importlib.util.find_spec("triton") is None:
         return BackendStatus(False, "the triton package is not installed: pip install triton (Linux x86-64)")
     if importlib.util.find_spec("fastdl.kernels.group_norm") is None:
-        return BackendStatus(False, "this version of fastdl has no Triton kernels yet: use a CPU tensor or a later version")
+        return BackendStatus(
+            False, "this version of fastdl has no Triton kernels yet: use a CPU tensor or a later version"
+        )
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-        return BackendStatus(False, "no CUDA GPU is visible: run on one, or set TRITON_INTERPRET=1 to check kernels on the CPU")
+        return BackendStatus(
+            False, "no CUDA GPU is visible: run on one, or set TRITON_INTERPRET=1 to check kernels on the CPU"
+        )
     return BackendStatus(True)
 
 
@@ -84,7 +88,9 @@ def _load_triton(op: str) -> Implementation:
 
 
 def _probe_cuda() -> BackendStatus:
-    return BackendStatus(False, "this version of fastdl has no CUDA C++ kernels yet: use a CPU tensor or a later version")
+    return BackendStatus(
+        False, "this version of fastdl has no CUDA C++ kernels yet: use a CPU tensor or a later version"
+    )
 
 
 def _load_cuda(op: str) -> Implementation:
@@ -216,6 +222,10 @@ def auto_choices() -> dict[str, dict[str, str]]:
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     dtypes = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
     return {
-        op: {f"{device}/{str(d).removeprefix('torch.')}": choose(op, "auto", device, d) for device in devices for d in dtypes}
+        op: {
+            f"{device}/{str(d).removeprefix('torch.')}": choose(op, "auto", device, d)
+            for device in devices
+            for d in dtypes
+        }
         for op in OPERATORS
     }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,7 +13,7 @@ from fastdl.reference.activations import activate
 from fastdl.reference.batch_norm import batch_norm
 from fastdl.reference.group_norm import group_norm
 
-CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
 
 def conv_norm_act(
@@ -38,7 +41,7 @@ def conv_norm_act(
 ) -> Tensor:
     """act(norm(conv(x)) + residual), or norm(act(conv(x)) + residual) for ``order="conv_act_norm"``."""
     x = CONVOLUTIONS[weight.ndim](input, weight, bias, stride, padding, dilation, groups)
-    rest = {
+    rest: dict[str, Any] = {
         "activation": activation,
         "activation_param": activation_param,
         "order": order.removeprefix("conv_"),
@@ -79,8 +82,8 @@ def tracked_instance_norm(
     bias: Tensor | None,
     momentum: float,
     eps: float,
-    normalize=batch_norm,  # noqa: ANN001
-    **rest,  # noqa: ANN003
+    normalize: Callable[..., Tensor] = batch_norm,
+    **rest: Any,
 ) -> Tensor:
     """Instance norm that tracks statistics: batch norm over N*C channels of one sample, its running values averaged over N.
 

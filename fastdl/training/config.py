@@ -84,6 +84,8 @@ class TrainingConfig:
         early_stopping_patience: stop after so many epochs without a better validation accuracy; None never does.
         device: "cpu", "cuda" or "cuda:N".
         backend: a name that :func:`fastdl.use_backend` takes.
+        threads: CPU threads; None leaves torch's choice, which depends on the machine, and with it the last bit of
+            every sum.
     """
 
     epochs: int
@@ -93,12 +95,14 @@ class TrainingConfig:
     early_stopping_patience: int | None = None
     device: str = "cpu"
     backend: str = "auto"
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
         _require(
             self.batch_size >= 2, "batch_size", self.batch_size, "2 or more, since a batch norm needs two examples"
         )
+        _require(self.threads is None or self.threads >= 1, "threads", self.threads, "1 or more")
         _require(self.precision in PRECISIONS, "precision", self.precision, f"one of {', '.join(PRECISIONS)}")
         clip, patience = self.gradient_clip_norm, self.early_stopping_patience
         _require(clip is None or clip > 0, "gradient_clip_norm", clip, "above 0")

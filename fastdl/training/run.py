@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -32,6 +28,7 @@ from fastdl.training.config import RunConfig, differences
 from fastdl.training.environment import describe_environment
 from fastdl.training.module import Classifier, DivergenceError
 from fastdl.training.progress import RunProgress
+from fastdl.training.settings import deterministic, quiet_lightning
 
 __all__ = ["RunResult", "load_result", "train_classifier"]
 
@@ -106,8 +103,8 @@ def train_classifier(
     if config.data.train_examples is not None:
         data = limit_training_examples(data, config.data.train_examples, config.data.validation_seed)
     with (
-        _deterministic(derive_seed(config.seed, "global")),
-        _quiet_lightning(),
+        deterministic(derive_seed(config.seed, "global"), config.training.threads),
+        quiet_lightning(),
         fastdl.use_backend(config.training.backend),
     ):
         model = _make_model(config, data)
@@ -115,18 +112,18 @@ def train_classifier(
         policy = policy or CheckpointPolicy()
         status, steps = _fit(config, module, directory, policy, description)
         test = {} if status == "diverged" else _test(config, module, directory, model)
-    result = RunResult(
-        status=status,
-        config=config.to_dict(),
-        steps=steps,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        history=module.history,
-        validation_accuracy=module.history[-1]["validation_accuracy"] if test else None,
-        test_accuracy=test.get("test/accuracy"),
-        test_loss=test.get("test/loss") if math.isfinite(test.get("test/loss", math.nan)) else None,
-        seconds=module.seconds,
-        environment=describe_environment(),
-    )
+        result = RunResult(
+            status=status,
+            config=config.to_dict(),
+            steps=steps,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            history=module.history,
+            validation_accuracy=module.history[-1]["validation_accuracy"] if test else None,
+            test_accuracy=test.get("test/accuracy"),
+            test_loss=test.get("test/loss") if math.isfinite(test.get("test/loss", math.nan)) else None,
+            seconds=module.seconds,
+            environment=describe_environment(),
+        )
     write_json(directory / "result.json", asdict(result))
     return result
 
@@ -252,46 +249,3 @@ def _trainer(config: RunConfig, directory: Path, **arguments: Any) -> pl.Trainer
         plugins=[AtomicCheckpointIO()],
         **arguments,
     )
-
-
-@contextmanager
-def _deterministic(seed: int) -> Iterator[None]:
-    """Make torch choose deterministic algorithms, and leave its settings and random numbers as they were."""
-    cudnn = torch.backends.cudnn
-    debugging: Any = torch.utils.deterministic
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fill, benchmark = debugging.fill_uninitialized_memory, cudnn.benchmark
-    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        torch.use_deterministic_algorithms(True)
-        # Filling every fresh tensor with NaN costs a pass over memory and serves debugging alone.
-        debugging.fill_uninitialized_memory = False
-        cudnn.benchmark = False
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-            debugging.fill_uninitialized_memory = fill
-            cudnn.benchmark = benchmark
-            if workspace is None:
-                os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Silence what Lightning says of every trainer, which in an experiment of dozens of runs hides what matters."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="GPU available but not used")
-            # Lightning 2.6.6 with torch 2.13: its own use of a class that torch is about to rename.
-            warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -57,7 +57,7 @@ def test_other_lists_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["0", "-1", "-1,2"])
 def test_impossible_seeds_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="expected .*seeds"):
+    with pytest.raises(ValueError, match=r"expected .*seeds"):
         parse_seeds(text)
 
 
@@ -67,12 +67,6 @@ def test_mistakes_end_with_status_2(line: str, capsys: pytest.CaptureFixture[str
         parse(line)
     assert caught.value.code == 2
     assert line.split()[0] in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("depths", [(0,), (9,), (1, 9), ()])
-def test_depths_out_of_range_are_refused(depths: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="depths must be between 1 and 8"):
-        Options(depths=depths)
 
 
 def test_devices() -> None:
@@ -88,7 +82,7 @@ def test_devices() -> None:
 def test_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_backend("auto") == "auto"
     assert resolve_backend("reference") == "reference"
-    with pytest.raises(ValueError, match="backend must be one of auto, reference, .* got 'mkl'"):
+    with pytest.raises(ValueError, match=r"backend must be one of auto, reference, .* got 'mkl'"):
         resolve_backend("mkl")
     missing = ops.dispatch.BackendStatus(False, "there is none")
     monkeypatch.setattr("fastdl.backends", lambda: {"reference": missing})

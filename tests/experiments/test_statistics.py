@@ -32,7 +32,7 @@ def test_one_value_has_no_uncertainty_to_state() -> None:
 @pytest.mark.parametrize(
     ("value", "diverged", "signed", "text"),
     [
-        (Estimate(3, 0.98213, 0.00171, 0.00425), 0, False, "98.21 ± 0.42 % (sd 0.17, n 3)"),
+        (Estimate(3, 0.98213, 0.00171, 0.00426), 0, False, "98.21 ± 0.43 % (sd 0.17, n 3)"),
         (Estimate(1, 0.98213, None, None), 0, False, "98.21 % (n 1)"),
         (Estimate(2, 0.1, 0.01, 0.09), 1, False, "10.00 ± 9.00 % (sd 1.00, n 2), 1 diverged"),
         (Estimate(0, None, None, None), 3, False, "3 diverged"),

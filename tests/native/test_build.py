@@ -39,6 +39,17 @@ def test_a_build_leaves_the_library_and_its_manifest_and_says_what_it_does(
     assert "compiled the native CPU kernels after" in errors
 
 
+def test_only_this_hosts_abandoned_builds_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    native = tmp_path / "native"
+    native.mkdir()
+    for host in ("here", "there"):
+        monkeypatch.setattr("platform.node", lambda host=host: f"{host}.example")
+        (native / f"{building._build_folder_prefix('key')}x").mkdir()
+    monkeypatch.setattr("platform.node", lambda: "here.example")
+    building.remove_abandoned(tmp_path, "key")
+    assert [path.name for path in native.iterdir()] == [f"{building.BUILD_FOLDER_PREFIX}key-thereexample-x"]
+
+
 def test_paths_with_blanks_colons_and_dollars_are_built(tmp_path: Path, csrc: Path) -> None:
     odd = tmp_path / "a folder: $HOME & 'more'"
     csrc.rename(odd)

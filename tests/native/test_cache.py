@@ -34,6 +34,8 @@ def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: p
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache.candidate_roots()[0] == tmp_path / ".cache" / "fastdl"
+    monkeypatch.setenv("FASTDL_CACHE", "~no-such-user/cache")
+    assert set(cache.candidate_roots()) == {cache.candidate_roots()[1]}
 
 
 def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:

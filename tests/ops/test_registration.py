@@ -19,7 +19,8 @@ SHAPE = (2, 6, 3, 5)
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
-def forward_arguments(op: str, backend: str, layout: str, dtype: torch.dtype, order: str, needs_grad: bool) -> tuple[Any, ...]:
+def forward_arguments(op: str, backend: str, layout: str, dtype: torch.dtype, first: bool, needs_grad: bool) -> tuple[Any, ...]:
+    """``first``: whether the activation comes before the norm."""
     device = BACKENDS_UNDER_TEST[backend].device()
 
     def tensor(shape: tuple[int, ...], kind: str = "contiguous") -> Tensor:
@@ -28,28 +29,28 @@ def forward_arguments(op: str, backend: str, layout: str, dtype: torch.dtype, or
     x, residual = tensor(SHAPE, layout), tensor(SHAPE, layout)
     weight, bias = tensor((6,)), tensor((6,))
     if op == "group_norm":
-        return (x, weight, bias, residual, 3, 1e-5, "silu", 0.0, order, backend)
+        return (x, weight, bias, residual, 3, 1e-5, "silu", 0.0, first, backend)
     if op == "batch_norm":
-        return (x, weight, bias, residual, None, None, 1e-5, "silu", 0.0, order, backend)
+        return (x, weight, bias, residual, None, None, 1e-5, "silu", 0.0, first, backend)
     mean, variance = torch.zeros(6, dtype=dtype, device=device), torch.ones(6, dtype=dtype, device=device)
-    return (x, weight, bias, None, mean, variance, 1e-5, "gelu", 0.0, order, backend)
+    return (x, weight, bias, None, mean, variance, 1e-5, "gelu", 0.0, first, backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS_UNDER_TEST)
 @pytest.mark.parametrize("op", ["group_norm", "batch_norm", "batch_norm_evaluation"])
 @pytest.mark.parametrize(
-    ("layout", "dtype", "order", "needs_grad"),
+    ("layout", "dtype", "first", "needs_grad"),
     [
-        ("contiguous", torch.float32, "norm_act", True),
-        ("channels_last", torch.float32, "act_norm", True),
-        ("sliced_space", torch.float32, "norm_act", False),
-        ("sliced_channels_last", torch.bfloat16, "norm_act", False),
-        ("expanded_batch", torch.float32, "norm_act", False),
+        ("contiguous", torch.float32, False, True),
+        ("channels_last", torch.float32, True, True),
+        ("sliced_space", torch.float32, False, False),
+        ("sliced_channels_last", torch.bfloat16, False, False),
+        ("expanded_batch", torch.float32, False, False),
     ],
     ids=lambda value: short(value) if isinstance(value, torch.dtype) else str(value),
 )
-def test_forward_passes_opcheck(op: str, layout: str, dtype: torch.dtype, order: str, needs_grad: bool, backend: str) -> None:
-    arguments = forward_arguments(op, backend, layout, dtype, order, needs_grad)
+def test_forward_passes_opcheck(op: str, layout: str, dtype: torch.dtype, first: bool, needs_grad: bool, backend: str) -> None:
+    arguments = forward_arguments(op, backend, layout, dtype, first, needs_grad)
     torch.library.opcheck(OPERATORS[op.removesuffix("_evaluation")].forward_op, arguments, test_utils=CHECKS)
 
 
@@ -58,7 +59,7 @@ def test_forward_passes_opcheck(op: str, layout: str, dtype: torch.dtype, order:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced_space"])
 @pytest.mark.parametrize("needs", [[True] * 4, [True, False, False, False], [False, True, True, False]], ids=str)
 def test_backward_passes_opcheck(op: str, needs: list[bool], layout: str, backend: str) -> None:
-    arguments = forward_arguments(op, backend, layout, torch.float32, "norm_act", False)
+    arguments = forward_arguments(op, backend, layout, torch.float32, False, False)
     operator = OPERATORS[op]
     output, statistics = operator.forward_op(*arguments)
     tensors, statics = arguments[: operator.count], arguments[operator.count : -1]

@@ -1,0 +1,57 @@
+"""The route of ``torch.func``: an ``autograd.Function`` that its transforms can take apart (see `fastdl.ops.operator`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastdl.ops import dispatch
+
+if TYPE_CHECKING:
+    from fastdl.ops.operator import FusedOperator
+
+
+def transformed_function(op: FusedOperator) -> type[torch.autograd.Function]:
+    """The op's Function of ``(*tensors, *statics, backend)``: kernels forward, the reference for every derivative."""
+    count, differentiable = op.count, op.differentiable
+
+    class Transformed(torch.autograd.Function):
+        @staticmethod
+        def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+            output, statistics = dispatch.implementation(op.name, arguments[-1]).forward(*arguments[:-1])
+            return output, statistics
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            ctx.mark_non_differentiable(output[1])
+            ctx.save_for_backward(*inputs[:count])
+            ctx.save_for_forward(*inputs[:count])
+            ctx.statics = inputs[count:-1]
+
+        @staticmethod
+        def backward(ctx: Any, grad_output: Tensor, _: Any) -> Any:
+            # Always the differentiable one: a transform may be nested in another, and torch.func has no create_graph.
+            gradients = op.differentiate(grad_output, ctx.saved_tensors, ctx.statics, ctx.needs_input_grad)
+            return (*gradients, *[None] * (count - differentiable + len(ctx.statics) + 1))
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Any:
+            tensors = ctx.saved_tensors
+            wanted = [i for i in range(differentiable) if tangents[i] is not None]
+            primals = tuple(tensors[i] for i in wanted)
+            output = op.output_of(wanted, tensors, ctx.statics)
+            return torch.func.jvp(output, primals, tuple(tangents[i] for i in wanted))[1], None
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+            statics = arguments[count:-1]
+
+            def reference(*tensors: Any) -> tuple[Tensor, Tensor]:
+                return op.reference(*tensors, *statics)
+
+            batched = torch.vmap(reference, in_dims=in_dims[:count], randomness=info.randomness)
+            return batched(*arguments[:count]), (0, 0)
+
+    return Transformed
