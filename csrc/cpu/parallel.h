@@ -13,8 +13,9 @@ int64_t thread_count();
 
 template <class Body>
 void parallel(int64_t count, int64_t work_each, Body&& body) {
-  // 32,768 values take about 5 us, as long as it takes to wake a thread and be the better for it.
-  const int64_t grain = work_each >= 32768 ? 1 : 32768 / (work_each > 0 ? work_each : 1);
+  // 8,192 values take a few microseconds, as long as it takes to wake a thread and be the better for it.
+  constexpr int64_t enough = 8192;
+  const int64_t grain = work_each >= enough ? 1 : enough / (work_each > 0 ? work_each : 1);
   auto run = [](void* context, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) (*static_cast<Body*>(context))(i);
   };

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -177,9 +176,13 @@ def test_class_names_in_another_order_are_refused(tmp_path: Path, small: Small) 
         load_cifar(small.source, tmp_path, allow_download=False)
 
 
-def _load_fingerprint(folder: Path, small: Small, start: float) -> str:
-    time.sleep(max(0.0, start - time.time()))
+def _load_fingerprint(folder: Path, small: Small) -> str:
+    _barrier.wait(60)  # type: ignore[name-defined]  # noqa: F821
     return load_cifar(small.source, folder, allow_download=False).fingerprint
+
+
+def _set_barrier(barrier: object) -> None:
+    globals()["_barrier"] = barrier
 
 
 def test_processes_that_start_together_agree(tmp_path: Path, small: Small, cache: Path) -> None:
@@ -187,9 +190,9 @@ def test_processes_that_start_together_agree(tmp_path: Path, small: Small, cache
     expected = load_cifar(small.source, tmp_path, allow_download=False).fingerprint
     for file in cache.glob("*"):
         file.unlink()
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
-        arguments = [(tmp_path, small, time.time() + 4)] * 3
-        assert set(pool.starmap(_load_fingerprint, arguments)) == {expected}
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(2, _set_barrier, (context.Barrier(2),)) as pool:
+        assert set(pool.starmap(_load_fingerprint, [(tmp_path, small)] * 2)) == {expected}
     assert not list(cache.glob("*tmp*"))
 
 
