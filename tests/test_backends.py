@@ -1,4 +1,4 @@
-"""The choice of a backend: what is there, who asks, in which thread and task, and that a backward keeps to its forward."""
+"""The choice of a backend: what is there, who asks, in which thread and task; a backward keeps to its forward."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_every_backend_is_told_with_its_reason() -> None:
 
 @pytest.mark.parametrize("name", ["", "CPU", "native", "torch", None, 1])
 @pytest.mark.parametrize("choose", [fastdl.set_backend, lambda name: fastdl.use_backend(name).__enter__()])
-def test_an_unknown_backend_is_refused_at_once(choose, name: object) -> None:  # noqa: ANN001
+def test_an_unknown_backend_is_refused_at_once(choose, name: object) -> None:
     with pytest.raises(ValueError, match="backend must be one of auto, reference, cpu, triton, cuda; got"):
         choose(name)
     assert dispatch.requested() == "auto"
@@ -207,7 +207,9 @@ def test_a_backend_asked_for_by_name_raises_where_it_cannot_serve(name: str) -> 
         elif name == "triton":
             with pytest.raises(fastdl.BackendError, match=r"serves .*torch\.float32.*; got input of torch\.float64"):
                 group_norm(X.double(), 3)
-        with pytest.raises(fastdl.BackendError, match=rf"backend '{name}' serves .* on .*; got input of torch\.float32 on meta"):
+        with pytest.raises(
+            fastdl.BackendError, match=rf"backend '{name}' serves .* on .*; got input of torch\.float32 on meta"
+        ):
             group_norm(X.to("meta"), 3)
 
 
@@ -232,12 +234,19 @@ def test_auto_falls_back_where_no_kernel_serves_the_device() -> None:
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=False, timeout=240
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
     )
 
 
 def test_the_environment_sets_the_start_value() -> None:
-    code = "import fastdl, fastdl.ops.dispatch as d; print(d.requested()); fastdl.set_backend('cpu'); print(d.requested())"
+    code = (
+        "import fastdl, fastdl.ops.dispatch as d; print(d.requested()); fastdl.set_backend('cpu'); print(d.requested())"
+    )
     result = run_python(code, FASTDL_BACKEND="reference")
     assert result.stdout.split() == ["reference", "cpu"], result.stderr
 
@@ -275,7 +284,7 @@ except fastdl.BackendError as error:
 
 
 def test_importing_the_package_is_light() -> None:
-    """It loads neither the native library nor the compiler's Python half (a second by itself), nor any optional package."""
+    """It loads neither the native library nor torch's compiler (a second by itself), nor any optional package."""
     code = """
 import sys, torch, fastdl
 heavy = ["torch._dynamo", "lightning", "matplotlib", "sklearn", "pandas", "pyarrow", "tyro", "triton", "torchvision"]

@@ -44,6 +44,10 @@ struct StripPlan {
     const int64_t left = norm.channels - slab * channels_each;
     return left < channels_each ? left : channels_each;
   }
+  // In values: to the same samples' next channels, where a slab's stay in the cache (see fastdl::distance_ahead).
+  int64_t distance_ahead(const Norm& norm) const {
+    return channels_each * norm.samples * norm.positions > most_kept ? 0 : channels_each * norm.input_strides.channel;
+  }
   int64_t work() const { return channels_each * samples_each * length; }
 };
 
@@ -83,6 +87,7 @@ class BatchNorm {
 
   void forward_strips(T* y) {
     const StripPlan plan(norm_);
+    const int64_t ahead = plan.distance_ahead(norm_);
     std::vector<Moments> moments(given_ ? 0 : plan.parts * norm_.channels);
     auto first = [&](int64_t slab, int64_t begin, int64_t end, bool) {
       for (int64_t part = begin; !given_ && part < end; ++part) {
@@ -108,7 +113,7 @@ class BatchNorm {
       for (int64_t part = begin; part < end; ++part)
         plan.visit(norm_, slab, part, [&](int64_t, int64_t c, int64_t n, int64_t begin, int64_t count) {
           engine_.forward(x_ + offset(norm_.input_strides, n, c) + begin, residual(n, c, begin),
-                          y + offset(norm_.output_strides, n, c) + begin, count, coefficients(c).template affine<A>());
+                          y + offset(norm_.output_strides, n, c) + begin, count, coefficients(c).template affine<A>(), ahead);
         });
     };
     two_phases(plan.slabs, plan.parts, plan.work(), first, merge, second);
@@ -116,6 +121,7 @@ class BatchNorm {
 
   void backward_strips(const NormGradients& gradients) {
     const StripPlan plan(norm_);
+    const int64_t ahead = plan.distance_ahead(norm_);
     const T* g = static_cast<const T*>(gradients.output);
     T *gx = static_cast<T*>(gradients.input), *gr = static_cast<T*>(gradients.residual);
     std::vector<double> sums(2 * plan.parts * norm_.channels);
@@ -126,7 +132,7 @@ class BatchNorm {
         plan.visit(norm_, slab, part, [&](int64_t j, int64_t c, int64_t n, int64_t begin, int64_t count) {
           engine_.reduce(x_ + offset(norm_.input_strides, n, c) + begin, residual(n, c, begin),
                          g + offset(gradients.output_strides, n, c) + begin, nullptr, count, coefficients(c).template affine<A>(),
-                         sum + 2 * j);
+                         sum + 2 * j, ahead);
         });
       }
     };
@@ -175,7 +181,8 @@ class BatchNorm {
     auto second = [&](int64_t, int64_t begin, int64_t end, bool) {
       visit_blocks(plan, begin, end, [&](int64_t n, int64_t row, int64_t rows, int64_t width) {
         engine_.forward_rows(plan.at(x_, norm_.input_strides, n, row), plan.at(r_, norm_.residual_strides, n, row),
-                             plan.at(y, norm_.output_strides, n, row), rows, width, columns.affine());
+                             plan.at(y, norm_.output_strides, n, row), rows, width, columns.affine(),
+                             plan.next_rows(norm_.input_strides));
       });
     };
     two_phases(1, parts, block_work(plan), first, merge, second);
@@ -194,7 +201,7 @@ class BatchNorm {
         double* sum = &sums[part * 2 * channels];
         block_sums(engine_, plan, part % plan.blocks, plan.at(x_, norm_.input_strides, n, 0),
                    plan.at(r_, norm_.residual_strides, n, 0), plan.at(g, gradients.output_strides, n, 0), {nullptr, 0},
-                   columns.affine(), sum, sum + channels);
+                   columns.affine(), sum, sum + channels, plan.next_rows(norm_.input_strides));
       }
     };
     auto merge = [&](int64_t) {

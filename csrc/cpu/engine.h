@@ -34,25 +34,25 @@ class Engine {
     }
   }
 
-  void forward(const T* x, const T* r, T* y, int64_t n, Affine<A> map) const {
+  void forward(const T* x, const T* r, T* y, int64_t n, Affine<A> map, int64_t ahead) const {
     if (straight()) {
-      after_->forward_strip(as_arithmetic(x), as_arithmetic(r), as_arithmetic(y), n, map, parameter_);
+      after_->forward_strip(as_arithmetic(x), as_arithmetic(r), as_arithmetic(y), n, map, parameter_, ahead);
       return;
     }
     A z[tile], spare[tile], residual[tile], out[tile];
     for (int64_t i = 0; i < n; i += tile) {
       const int64_t m = min(n - i, tile);
       const A* source = input(x + i, r ? r + i : nullptr, m, z, spare);
-      after_->forward_strip(source, late_residual(r, i, m, residual), out, m, map, parameter_);
+      after_->forward_strip(source, late_residual(r, i, m, residual), out, m, map, parameter_, 0);
       put(out, y + i, m);
     }
   }
 
   // sums[0] += sum gu, sums[1] += sum gu (z - center). Where `keep` is not null, keep = gu, for backward_kept.
-  void reduce(const T* x, const T* r, const T* g, A* keep, int64_t n, Affine<A> map, double* sums) const {
+  void reduce(const T* x, const T* r, const T* g, A* keep, int64_t n, Affine<A> map, double* sums, int64_t ahead) const {
     auto run = [&](const A* x, const A* r, const A* g, A* keep, int64_t m) {
       A partial[2] = {0, 0};
-      after_->reduce_strip(x, r, g, keep, m, map, parameter_, partial);
+      after_->reduce_strip(x, r, g, keep, m, map, parameter_, partial, straight() ? ahead : 0);
       sums[0] += partial[0];
       sums[1] += partial[1];
     };
@@ -126,28 +126,29 @@ class Engine {
     });
   }
 
-  void forward_rows(Rows<const T> x, Rows<const T> r, Rows<T> y, int64_t rows, int64_t columns, AffineColumns<A> map) const {
+  void forward_rows(Rows<const T> x, Rows<const T> r, Rows<T> y, int64_t rows, int64_t columns, AffineColumns<A> map,
+                    int64_t ahead) const {
     if (straight()) {
-      after_->forward_rows(cast(x), cast(r), {as_arithmetic(y.first), y.stride}, rows, columns, map, parameter_);
+      after_->forward_rows(cast(x), cast(r), {as_arithmetic(y.first), y.stride}, rows, columns, map, parameter_, ahead);
       return;
     }
     A out[tile];
     staged(x, r, {}, rows, columns, [&](auto z, auto residual, auto, int64_t row, int64_t column, int64_t height, int64_t width) {
-      after_->forward_rows(z, residual, {out, width}, height, width, shifted(map, column), parameter_);
+      after_->forward_rows(z, residual, {out, width}, height, width, shifted(map, column), parameter_, 0);
       for (int64_t k = 0; k < height; ++k) put(out + k * width, at(y, row + k, column), width);
     });
   }
 
   void reduce_rows(Rows<const T> x, Rows<const T> r, Rows<const T> g, Rows<A> keep, int64_t rows, int64_t columns,
-                   AffineColumns<A> map, A* gradient_sums, A* product_sums) const {
+                   AffineColumns<A> map, A* gradient_sums, A* product_sums, int64_t ahead) const {
     if (straight()) {
-      after_->reduce_rows(cast(x), cast(r), cast(g), keep, rows, columns, map, parameter_, gradient_sums, product_sums);
+      after_->reduce_rows(cast(x), cast(r), cast(g), keep, rows, columns, map, parameter_, gradient_sums, product_sums, ahead);
       return;
     }
     staged(x, r, g, rows, columns,
            [&](auto z, auto residual, auto gradient, int64_t row, int64_t column, int64_t height, int64_t width) {
              after_->reduce_rows(z, residual, gradient, part_of(keep, row, column), height, width, shifted(map, column), parameter_,
-                                 gradient_sums + column, product_sums + column);
+                                 gradient_sums + column, product_sums + column, 0);
            });
   }
 
@@ -237,7 +238,7 @@ class Engine {
   // x, or act(x) + r where the activation comes first.
   const A* input(const T* x, const T* r, int64_t n, A* z, A* spare) const {
     if (!before_) return get(x, n, z);
-    before_->forward_strip(get(x, n, spare), nullptr, z, n, {0, 1, 0}, parameter_);
+    before_->forward_strip(get(x, n, spare), nullptr, z, n, {0, 1, 0}, parameter_, 0);
     if (r) {
       const A* residual = get(r, n, spare);
       for (int64_t i = 0; i < n; ++i) z[i] += residual[i];

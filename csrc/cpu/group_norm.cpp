@@ -98,12 +98,13 @@ class GroupNorm {
     };
     // The second phase shares out the channels' segments over as many parts as there were in the first.
     const int64_t pieces = width_ * segments;
+    const int64_t ahead = distance_ahead(width_ * norm_.positions);
     auto second = [&](int64_t slab, int64_t begin, int64_t end, bool) {
       visit_segments(slab, pieces * begin / parts, pieces * end / parts, segments,
                      [&](int64_t, int64_t n, int64_t channel, int64_t from, int64_t count) {
                        engine_.forward(x_ + offset(norm_.input_strides, n, channel) + from, residual(n, channel, from),
                                        y + offset(norm_.output_strides, n, channel) + from, count,
-                                       coefficients(slab, channel).template affine<A>());
+                                       coefficients(slab, channel).template affine<A>(), ahead);
                      });
     };
     two_phases(norm_.samples * groups_, parts, plan.run < segment_length ? plan.run : segment_length, first, merge, second);
@@ -116,6 +117,7 @@ class GroupNorm {
     std::vector<double> sums(2 * norm_.samples * norm_.channels * segments);
     std::vector<double> means(2 * norm_.samples * groups_);  // m1 and m2 of each group
     const bool costly = is_costly(norm_.activation) && !norm_.activation_first && width_ * norm_.positions <= most_kept;
+    const int64_t ahead = distance_ahead(width_ * norm_.positions);
     auto first = [&](int64_t slab, int64_t begin, int64_t end, bool together) {
       A* keep = costly && together ? kept_buffer<A>(width_ * norm_.positions) : nullptr;
       visit_segments(slab, begin, end, segments, [&](int64_t part, int64_t n, int64_t channel, int64_t from, int64_t count) {
@@ -123,7 +125,7 @@ class GroupNorm {
         sum[0] = sum[1] = 0;
         engine_.reduce(x_ + offset(norm_.input_strides, n, channel) + from, residual(n, channel, from),
                        g + offset(gradients.output_strides, n, channel) + from, keep, count,
-                       coefficients(slab, channel).template affine<A>(), sum);
+                       coefficients(slab, channel).template affine<A>(), sum, ahead);
         if (keep) keep += count;
       });
     };
@@ -147,7 +149,7 @@ class GroupNorm {
         const Coefficients c = coefficients(slab, channel);
         const int64_t out = offset(norm_.output_strides, n, channel) + from;
         const T* x = x_ + offset(norm_.input_strides, n, channel) + from;
-        const Affine<A> map = c.template affine<A>();
+        Affine<A> map = c.template affine<A>();
         const Slope<A> slope = c.template slope<A>(means[2 * slab], means[2 * slab + 1]);
         if (kept) {
           engine_.backward_kept(x, kept, gx ? gx + out : nullptr, gr ? gr + out : nullptr, count, map, slope);
@@ -166,6 +168,7 @@ class GroupNorm {
 
   void forward_rows(T* y, const RowPlan& plan) {
     const int64_t samples = norm_.samples, channels = norm_.channels, blocks = plan.blocks;
+    const int64_t ahead = plan.next_sample(norm_.input_strides);
     const bool few = plan.rows < 8;  // too few rows for sums by column: take each group's stretch of a row as a strip
     std::vector<double> moments(few ? 0 : samples * blocks * 2 * channels);
     std::vector<ColumnCoefficients<A>> coefficients(samples, ColumnCoefficients<A>(0));
@@ -184,7 +187,7 @@ class GroupNorm {
     auto second = [&](int64_t n, int64_t begin, int64_t end, bool) {
       plan.visit(begin, end, [&](int64_t row, int64_t rows, int64_t columns) {
         engine_.forward_rows(plan.at(x_, norm_.input_strides, n, row), plan.at(r_, norm_.residual_strides, n, row),
-                             plan.at(y, norm_.output_strides, n, row), rows, columns, coefficients[n].affine());
+                             plan.at(y, norm_.output_strides, n, row), rows, columns, coefficients[n].affine(), ahead);
       });
     };
     two_phases(samples, blocks, plan.block < plan.rows ? plan.block * plan.columns : plan.rows * plan.columns, first, merge,
@@ -198,14 +201,14 @@ class GroupNorm {
     std::vector<double> sums(samples * blocks * 2 * channels);
     std::vector<ColumnCoefficients<A>> coefficients(samples, ColumnCoefficients<A>(0));
     parallel(samples, plan.columns, [&](int64_t n) { coefficients[n] = column_affine(n, plan); });
-    const int64_t values = plan.columns * plan.rows + plan.rest;
+    const int64_t values = plan.columns * plan.rows + plan.rest, ahead = plan.next_rows(norm_.input_strides);
     const bool costly = is_costly(norm_.activation) && !norm_.activation_first && values <= most_kept;
     auto first = [&](int64_t n, int64_t begin, int64_t end, bool together) {
       const Rows<A> keep = {costly && together ? kept_buffer<A>(values) : nullptr, plan.columns};
       for (int64_t block = begin; block < end; ++block) {
         double* sum = &sums[(n * blocks + block) * 2 * channels];
         block_sums(engine_, plan, block, plan.at(x_, norm_.input_strides, n, 0), plan.at(r_, norm_.residual_strides, n, 0),
-                   plan.at(g, gradients.output_strides, n, 0), keep, coefficients[n].affine(), sum, sum + channels);
+                   plan.at(g, gradients.output_strides, n, 0), keep, coefficients[n].affine(), sum, sum + channels, ahead);
       }
     };
     auto merge = [&](int64_t n) {

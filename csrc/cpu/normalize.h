@@ -143,6 +143,15 @@ struct RowPlan {
     blocks = rows <= block ? 1 : (rows + block - 1) / block;
   }
 
+  // In values, to the next four rows, which are read together. They are read column by column, and the processor's own prefetching
+  // stops at the end of a page: without this the backward of group norm at (128, 64, 32, 32) took 6.2 ms, with it 4.6.
+  int64_t next_rows(const Strides& strides) const { return 4 * (inner > 1 ? strides.sample : strides.position * replicas); }
+
+  // To the next sample where this one stays in the cache (see fastdl::distance_ahead), else to the next rows.
+  int64_t next_sample(const Strides& strides) const {
+    return !flat && columns * rows + rest <= most_kept ? strides.sample : next_rows(strides);
+  }
+
   int64_t channel(int64_t column) const { return column / inner % channels; }
   // Values of one channel in a block.
   double count(int64_t index) const {

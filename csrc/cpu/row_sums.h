@@ -44,7 +44,7 @@ void block_moments(const Engine<T>& engine, const RowPlan& plan, int64_t block, 
 // Sums of gu, and of gu (x - center), of each channel over one block, (channels) each; keep = gu where it is not null.
 template <class T, class A = Arithmetic<T>>
 void block_sums(const Engine<T>& engine, const RowPlan& plan, int64_t block, Rows<const T> x, Rows<const T> r, Rows<const T> g,
-                Rows<A> keep, AffineColumns<A> map, double* gradient_sums, double* product_sums) {
+                Rows<A> keep, AffineColumns<A> map, double* gradient_sums, double* product_sums, int64_t ahead) {
   constexpr int64_t most = 128;  // rows that are summed in A before the sums go on in double
   std::vector<A> sums(2 * plan.columns);
   for (int64_t c = 0; c < plan.channels; ++c) gradient_sums[c] = product_sums[c] = 0;
@@ -54,7 +54,7 @@ void block_sums(const Engine<T>& engine, const RowPlan& plan, int64_t block, Row
       std::fill(sums.begin(), sums.end(), A(0));
       engine.reduce_rows({x.first + row * x.stride, x.stride}, r ? Rows<const T>{r.first + row * r.stride, r.stride} : r,
                          {g.first + row * g.stride, g.stride}, keep ? Rows<A>{keep.first + row * keep.stride, keep.stride} : keep,
-                         height, columns, map, sums.data(), sums.data() + plan.columns);
+                         height, columns, map, sums.data(), sums.data() + plan.columns, ahead);
       if (plan.columns == plan.channels) {
         for (int64_t c = 0; c < columns; ++c) {
           gradient_sums[c] += sums[c];

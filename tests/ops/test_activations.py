@@ -1,4 +1,4 @@
-"""The activations of the kernels at the values where a formula breaks: zeros, infinities, NaN, where exp overflows, subnormals.
+"""The activations of the kernels where a formula breaks: zeros, infinities, NaN, subnormals, overflowing exp.
 
 Evaluation-mode batch_norm with mean 0, variance 1 and eps 0 hands the activation exactly the input.
 """
@@ -20,7 +20,29 @@ from tests.support.backends import BACKENDS_UNDER_TEST, short
 
 INFINITY, NAN = float("inf"), float("nan")
 SPECIAL = (0.0, -0.0, INFINITY, -INFINITY, NAN)
-MAGNITUDES = (1e-42, 1e-38, 1e-7, 1e-3, 0.1, 0.5, 1.0, 2.0, 2.9, 3.0, 3.1, 5.0, 6.0, 8.3, 9.0, 10.0, 15.0, 16.7, 17.5, 19.9, 20.0)
+MAGNITUDES = (
+    1e-42,
+    1e-38,
+    1e-7,
+    1e-3,
+    0.1,
+    0.5,
+    1.0,
+    2.0,
+    2.9,
+    3.0,
+    3.1,
+    5.0,
+    6.0,
+    8.3,
+    9.0,
+    10.0,
+    15.0,
+    16.7,
+    17.5,
+    19.9,
+    20.0,
+)
 MAGNITUDES += (20.1, 44.0, 45.0, 50.0, 87.0, 88.0, 88.8, 90.0, 100.0, 104.0, 200.0, 709.0, 710.0, 746.0, 1e3, 1e4)
 POINTS = SPECIAL + tuple(sign * magnitude for magnitude, sign in itertools.product(MAGNITUDES, (1, -1)))
 DENSE = torch.linspace(-12, 12, 24000, dtype=torch.float64)
@@ -53,7 +75,9 @@ def fused_value_and_slope(x: Tensor, activation: str, parameter: float | None, b
 
 
 @pytest.mark.parametrize(("activation", "parameter", "dtype", "backend"), rows())
-def test_value_and_slope_at_special_numbers(activation: str, parameter: float | None, dtype: torch.dtype, backend: str) -> None:
+def test_value_and_slope_at_special_numbers(
+    activation: str, parameter: float | None, dtype: torch.dtype, backend: str
+) -> None:
     device = BACKENDS_UNDER_TEST[backend].device()
     x = torch.tensor(POINTS, dtype=torch.float64).to(dtype).to(device)
     ours = fused_value_and_slope(x, activation, parameter, backend)
@@ -69,21 +93,23 @@ def test_value_and_slope_at_special_numbers(activation: str, parameter: float | 
                 by_torch[at] = result[at]
         assert_nonfinite_like(f"{activation}: {name} at the special points", result, by_torch)
         finite = by_torch.isfinite() & true.isfinite()
-        # Relative to the value, or to the argument's own rounding where the formula cancels (1 + erf(u) for u far below 0).
+        # Relative to the value, or to the argument's own rounding where the formula cancels (1 + erf(u) below 0).
         size = torch.maximum(true.abs(), x.to("cpu", torch.float64).abs().clamp(max=1.0).nan_to_num())
         # In float64 the truth is rounded too, and torch's float64 formulas lose some digits themselves.
         slack = (64 if dtype == torch.float64 else 4) * torch.finfo(dtype).eps
         allowed = 1.5 * (by_torch - true).abs() + slack * size + torch.finfo(dtype).tiny
         wrong = finite & ~((result - true).abs() <= allowed)
         at = int(wrong.nonzero()[0]) if wrong.any() else 0
-        assert not wrong.any(), f"{activation}({x[at]:g}): {name} {result[at]:.9g}, torch {by_torch[at]:.9g}, truth {true[at]:.9g}"
+        assert not wrong.any(), (
+            f"{activation}({x[at]:g}): {name} {result[at]:.9g}, torch {by_torch[at]:.9g}, truth {true[at]:.9g}"
+        )
 
 
 @pytest.mark.parametrize(("activation", "parameter", "dtype", "backend"), rows())
 def test_value_and_slope_over_the_range_that_norms_give(
     activation: str, parameter: float | None, dtype: torch.dtype, backend: str
 ) -> None:
-    """By the rule of every op, in windows of one unit each, so that a weak spot does not hide behind a large value elsewhere."""
+    """By the rule of every op, in windows of one unit, so that no weak spot hides behind a large value elsewhere."""
     device = BACKENDS_UNDER_TEST[backend].device()
     x = DENSE.to(dtype).to(device)
     ours = fused_value_and_slope(x, activation, parameter, backend)
@@ -92,10 +118,14 @@ def test_value_and_slope_over_the_range_that_norms_give(
     for name, result, by_torch, true in zip(("value", "slope"), ours, expected, truth, strict=True):
         for window in range(0, len(x), WINDOW):
             part = slice(window, window + WINDOW)
-            # Tails such as gelu's far below 0 are worth no more than the rounding of the argument, or of 1 in the formula.
+            # Tails such as gelu's far below 0 are worth no more than the rounding of the argument, or of the 1 in it.
             least = 1.0 if float(x[part].abs().max()) > 0.5 else 0.5
             assert_as_right_as_torch(
-                f"{activation}: {name} in [{x[part][0]:.3g}, {x[part][-1]:.3g}]", result[part], true[part], by_torch[part], floor=least
+                f"{activation}: {name} in [{x[part][0]:.3g}, {x[part][-1]:.3g}]",
+                result[part],
+                true[part],
+                by_torch[part],
+                floor=least,
             )
 
 

@@ -18,7 +18,7 @@ ON_CPU = ["reference", "cpu"]
 
 
 @pytest.fixture(params=ON_CPU)
-def backend(request: pytest.FixtureRequest):  # noqa: ANN201
+def backend(request: pytest.FixtureRequest):
     BACKENDS_UNDER_TEST[request.param].device()
     with fastdl.use_backend(request.param):
         yield request.param
@@ -26,7 +26,7 @@ def backend(request: pytest.FixtureRequest):  # noqa: ANN201
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_norms_keep_the_dtype_they_get_under_autocast(backend: str, dtype: torch.dtype) -> None:
-    """torch's CPU autocast leaves group_norm and batch_norm alone, and so do ours: statistics are float32 in any case."""
+    """torch's CPU autocast leaves group_norm and batch_norm alone, as ours do: statistics are float32 anyway."""
     x, weight, bias = torch.randn(2, 8, 5, 5, dtype=dtype), torch.randn(8), torch.randn(8)
     with torch.autocast("cpu", torch.bfloat16):
         assert group_norm(x, 2, weight, bias).dtype == F.group_norm(x, 2, weight, bias).dtype == dtype
@@ -80,7 +80,9 @@ def test_checkpointing_gives_the_same_gradients(backend: str, use_reentrant: boo
     x = torch.randn(2, 8, 6, 6, requires_grad=True)
 
     def block(x: Tensor) -> Tensor:
-        return group_norm(batch_norm(x, None, None, weight, None, True, activation="silu"), 2, weight, activation="gelu")
+        return group_norm(
+            batch_norm(x, None, None, weight, None, True, activation="silu"), 2, weight, activation="gelu"
+        )
 
     expected = torch.autograd.grad(block(x).square().sum(), (x, weight))
     output = checkpoint(block, x, use_reentrant=use_reentrant).square().sum()
@@ -103,7 +105,7 @@ def test_checkpointing_saves_the_input_alone(backend: str) -> None:
 
 
 def test_checkpointing_inside_a_block_that_chooses_the_backend() -> None:
-    """Recomputation is a new forward call: it happens where backward is called, on the backend that is asked for there."""
+    """Recomputation is a new forward call, made where backward is called, on the backend asked for there."""
     x = torch.randn(2, 8, 6, 6, requires_grad=True)
     with fastdl.use_backend("reference"):
         output = checkpoint(lambda x: group_norm(x, 2, activation="silu"), x, use_reentrant=False)

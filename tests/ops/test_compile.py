@@ -1,4 +1,4 @@
-"""torch.compile and torch.export: no graph break, static and dynamic shapes, equal to eager, and guarded on the backend."""
+"""torch.compile and torch.export: no graph break, static and dynamic shapes, equal to eager, guarded by backend."""
 
 from __future__ import annotations
 
@@ -26,8 +26,12 @@ CALLS: dict[str, Call] = {
     "group_norm": lambda x, w, b: group_norm(x, 4, w, b, activation="silu"),
     "batch_norm": lambda x, w, b: batch_norm(x, None, None, w, b, True, activation="relu"),
     "batch_norm_evaluation": lambda x, w, b: batch_norm(x, w.detach(), b.detach().square(), w, b, activation="gelu"),
-    "batch_norm_residual": lambda x, w, b: batch_norm(x, None, None, w, b, True, activation="silu", order="act_norm", residual=x),
-    "conv_norm_act": lambda x, w, b: conv_norm_act(x, torch.diag(w).view(8, 8, 1, 1), norm_weight=w, norm_bias=b, norm="layer"),
+    "batch_norm_residual": lambda x, w, b: batch_norm(
+        x, None, None, w, b, True, activation="silu", order="act_norm", residual=x
+    ),
+    "conv_norm_act": lambda x, w, b: conv_norm_act(
+        x, torch.diag(w).view(8, 8, 1, 1), norm_weight=w, norm_bias=b, norm="layer"
+    ),
 }
 SIZES = ((2, 8, 5, 7), (3, 8, 6, 4), (4, 8, 9, 9))
 
@@ -69,7 +73,12 @@ class Recorder:
 @pytest.mark.parametrize(
     ("call", "backend"),
     # The reference is torch's own ops, slow to trace: one of the calls shows that it does.
-    [(call, backend) for call in CALLS for backend in BACKENDS_UNDER_TEST if backend != "reference" or call == "group_norm"],
+    [
+        (call, backend)
+        for call in CALLS
+        for backend in BACKENDS_UNDER_TEST
+        if backend != "reference" or call == "group_norm"
+    ],
 )
 def test_compiled_equals_eager_without_a_graph_break(call: str, dynamic: bool, backend: str) -> None:
     if BACKENDS_UNDER_TEST[backend].device().type != "cpu":
@@ -148,7 +157,7 @@ def test_modules_compile_in_both_modes() -> None:
 
 
 def test_the_cumulative_momentum_compiles_as_torchs_does() -> None:
-    """momentum=None reads a counter tensor, which breaks the graph in torch.nn.BatchNorm2d too; the results are right."""
+    """momentum=None reads a counter tensor, which breaks torch.nn.BatchNorm2d's graph too; the results are right."""
     ours, theirs = nn.BatchNorm2d(3, momentum=None), torch.nn.BatchNorm2d(3, momentum=None)
     compiled = torch.compile(ours, backend="aot_eager")
     for _ in range(3):
@@ -214,7 +223,9 @@ def test_a_backend_that_cannot_serve_raises_in_compiled_code_too() -> None:
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_export(dynamic: bool) -> None:
-    model = torch.nn.Sequential(nn.ConvNormAct2d(3, 8, 3), nn.GroupNorm(2, 8, activation="silu"), nn.BatchNorm2d(8)).eval()
+    model = torch.nn.Sequential(
+        nn.ConvNormAct2d(3, 8, 3), nn.GroupNorm(2, 8, activation="silu"), nn.BatchNorm2d(8)
+    ).eval()
     x = torch.randn(2, 3, 8, 8)
     shapes = ({0: torch.export.Dim("batch", min=2, max=64)},) if dynamic else None
     program = torch.export.export(model, (x,), dynamic_shapes=shapes)

@@ -15,7 +15,10 @@ from tests.support.backends import BACKENDS_UNDER_TEST
 from tests.support.problems import Case, Operator, Problem, Tensors, make_problem, solve
 
 CASES: list[tuple[Operator, Case]] = [
-    (operator, make(f"deterministic_{shape}_{layout}", shape, *groups, layout=layout, grad_layout=layout, activation="silu"))
+    (
+        operator,
+        make(f"deterministic_{shape}_{layout}", shape, *groups, layout=layout, grad_layout=layout, activation="silu"),
+    )
     for operator, make, groups in (
         (group_norm.OPERATOR, group_norm.row, (4,)),
         (group_norm.OPERATOR, group_norm.row, (12,)),
@@ -24,7 +27,7 @@ CASES: list[tuple[Operator, Case]] = [
     for shape in ((2, 12, 9, 11), (1, 12, 120, 130), (33, 12, 8, 8), (300, 12))
     for layout in ("contiguous", "channels_last")
     if len(shape) == 4 or layout == "contiguous"
-]  # fmt: skip
+]
 
 
 @pytest.fixture

@@ -17,13 +17,21 @@ from tests.support.measure import copies, count_operators
 IMAGE = (2, 8, 6, 10)
 OPS: dict[str, Callable[[Tensor], Tensor]] = {
     "group_norm": lambda x: group_norm(x, 4, torch.ones(x.shape[1]), torch.zeros(x.shape[1]), activation="silu"),
-    "batch_norm": lambda x: batch_norm(x, None, None, torch.ones(x.shape[1]), torch.zeros(x.shape[1]), True, activation="relu"),
-    "batch_norm_evaluation": lambda x: batch_norm(x, torch.zeros(x.shape[1]), torch.ones(x.shape[1]), activation="relu"),
-    "conv_norm_act": lambda x: conv_norm_act(x, torch.ones(4, x.shape[1], *[1] * (x.ndim - 2)), norm="group", num_groups=2),
+    "batch_norm": lambda x: batch_norm(
+        x, None, None, torch.ones(x.shape[1]), torch.zeros(x.shape[1]), True, activation="relu"
+    ),
+    "batch_norm_evaluation": lambda x: batch_norm(
+        x, torch.zeros(x.shape[1]), torch.ones(x.shape[1]), activation="relu"
+    ),
+    "conv_norm_act": lambda x: conv_norm_act(
+        x, torch.ones(4, x.shape[1], *[1] * (x.ndim - 2)), norm="group", num_groups=2
+    ),
 }
 
 
-def run(op: str, backend: str, layout: str, shape: tuple[int, ...], grad_layout: str = "contiguous") -> tuple[Tensor, Tensor]:
+def run(
+    op: str, backend: str, layout: str, shape: tuple[int, ...], grad_layout: str = "contiguous"
+) -> tuple[Tensor, Tensor]:
     device = BACKENDS_UNDER_TEST[backend].device()
     if device.type != "cpu":
         pytest.skip("the ops of this table make their parameters on the CPU")
@@ -81,7 +89,9 @@ def test_a_slice_of_channels_last_gives_dense_channels_last(op: str, backend: st
 
 @pytest.mark.parametrize("backend", BACKENDS_UNDER_TEST)
 @pytest.mark.parametrize("op", ["group_norm", "batch_norm", "batch_norm_evaluation"])
-@pytest.mark.parametrize("layout", ["sliced_channels", "sliced_batch", "sliced_space", "every_other_channel", "expanded_batch"])
+@pytest.mark.parametrize(
+    "layout", ["sliced_channels", "sliced_batch", "sliced_space", "every_other_channel", "expanded_batch"]
+)
 def test_a_view_gives_a_dense_contiguous_output(op: str, backend: str, layout: str) -> None:
     output, _ = run(op, backend, layout, IMAGE)
     assert output.is_contiguous()
@@ -90,7 +100,15 @@ def test_a_view_gives_a_dense_contiguous_output(op: str, backend: str, layout: s
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize(
     "layout",
-    ["contiguous", "channels_last", "sliced_channels", "sliced_channels_last", "sliced_batch", "sliced_rows", "storage_offset"],
+    [
+        "contiguous",
+        "channels_last",
+        "sliced_channels",
+        "sliced_channels_last",
+        "sliced_batch",
+        "sliced_rows",
+        "storage_offset",
+    ],
 )
 def test_the_kernel_reads_where_the_tensor_lies(op: str, layout: str) -> None:
     """No copy is dispatched, in forward or backward."""
@@ -121,7 +139,7 @@ def test_a_view_that_no_kernel_can_read_is_copied() -> None:
 @pytest.mark.parametrize("op", ["group_norm", "batch_norm", "batch_norm_evaluation"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced_channels", "sliced_channels_last"])
 def test_forward_and_backward_take_one_large_block_each(op: str, layout: str) -> None:
-    """Outputs of 1 MiB and more come from the pool, which counts them: nothing beside output and gradient is as large."""
+    """Outputs of 1 MiB and more come from the pool, which counts them: nothing else is as large."""
     BACKENDS_UNDER_TEST["cpu"].device()
     x = LAYOUTS[layout]((2, 32, 80, 80), torch.randn).requires_grad_()
 

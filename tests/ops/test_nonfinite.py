@@ -1,4 +1,4 @@
-"""NaN and infinity go through as torch lets them: in the output and in every gradient they stand where torch has them."""
+"""NaN and infinity go through as torch lets them: in output and gradients they stand where torch has them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,38 @@ from tests.support.problems import Case, Operator, make_problem, solve
 
 SHAPE = (3, 6, 5, 4)
 ROWS: list[tuple[Operator, Case]] = [
-    (group_norm.OPERATOR, group_norm.row(f"nonfinite_{activation}_{layout}_{groups}", SHAPE, groups, activation=activation, layout=layout))
+    (
+        group_norm.OPERATOR,
+        group_norm.row(
+            f"nonfinite_{activation}_{layout}_{groups}", SHAPE, groups, activation=activation, layout=layout
+        ),
+    )
     for layout in ("contiguous", "channels_last")
     for activation, groups in (
-        ("identity", 3), ("relu", 3), ("leaky_relu", 1), ("sigmoid", 6), ("tanh", 2), ("silu", 3), ("gelu", 3), ("gelu_tanh", 3),
-        ("elu", 6), ("hardswish", 2), ("mish", 1), ("softplus", 3),
+        ("identity", 3),
+        ("relu", 3),
+        ("leaky_relu", 1),
+        ("sigmoid", 6),
+        ("tanh", 2),
+        ("silu", 3),
+        ("gelu", 3),
+        ("gelu_tanh", 3),
+        ("elu", 6),
+        ("hardswish", 2),
+        ("mish", 1),
+        ("softplus", 3),
     )
-]  # fmt: skip
+]
 ROWS += [
     (
         batch_norm.OPERATOR,
-        batch_norm.row(f"nonfinite_{activation}_{layout}_{training}", SHAPE, activation=activation, layout=layout, training=training),
+        batch_norm.row(
+            f"nonfinite_{activation}_{layout}_{training}",
+            SHAPE,
+            activation=activation,
+            layout=layout,
+            training=training,
+        ),
     )
     for layout in ("contiguous", "channels_last")
     for training in (True, False)

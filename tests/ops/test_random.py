@@ -47,7 +47,9 @@ def common(draw: st.DrawFn) -> dict[str, Any]:
 def test_group_norm(options: dict[str, Any], batch: int, groups: int, width: int) -> None:
     space = options.pop("space")
     # One or two values a group make a gradient that cancels to nothing, which has tests of its own.
-    assume(width * torch.Size(space).numel() >= 4 and options["layout"] not in ("expanded_space", "expanded_everywhere"))
+    assume(
+        width * torch.Size(space).numel() >= 4 and options["layout"] not in ("expanded_space", "expanded_everywhere")
+    )
     assume(width > 1 or options["layout"] != "overlapping")
     assume(options["layout"] != "expanded_channels" or torch.Size(space).numel() >= 4)
     check(group_norm.OPERATOR, group_norm.row("random", (batch, groups * width, *space), groups, **options))
@@ -58,7 +60,10 @@ def test_group_norm(options: dict[str, Any], batch: int, groups: int, width: int
 def test_batch_norm(options: dict[str, Any], batch: int, channels: int, training: bool) -> None:
     space = options.pop("space")
     if training:
-        assume(batch * torch.Size(space).numel() >= 4 and options["layout"] not in ("expanded_space", "expanded_everywhere"))
+        assume(
+            batch * torch.Size(space).numel() >= 4
+            and options["layout"] not in ("expanded_space", "expanded_everywhere")
+        )
         assume(options["layout"] != "expanded_batch" or torch.Size(space).numel() >= 4)
     check(batch_norm.OPERATOR, batch_norm.row("random", (batch, channels, *space), training=training, **options))
 

@@ -19,7 +19,9 @@ SHAPE = (2, 6, 3, 5)
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
-def forward_arguments(op: str, backend: str, layout: str, dtype: torch.dtype, first: bool, needs_grad: bool) -> tuple[Any, ...]:
+def forward_arguments(
+    op: str, backend: str, layout: str, dtype: torch.dtype, first: bool, needs_grad: bool
+) -> tuple[Any, ...]:
     """``first``: whether the activation comes before the norm."""
     device = BACKENDS_UNDER_TEST[backend].device()
 
@@ -49,7 +51,9 @@ def forward_arguments(op: str, backend: str, layout: str, dtype: torch.dtype, fi
     ],
     ids=lambda value: short(value) if isinstance(value, torch.dtype) else str(value),
 )
-def test_forward_passes_opcheck(op: str, layout: str, dtype: torch.dtype, first: bool, needs_grad: bool, backend: str) -> None:
+def test_forward_passes_opcheck(
+    op: str, layout: str, dtype: torch.dtype, first: bool, needs_grad: bool, backend: str
+) -> None:
     arguments = forward_arguments(op, backend, layout, dtype, first, needs_grad)
     torch.library.opcheck(OPERATORS[op.removesuffix("_evaluation")].forward_op, arguments, test_utils=CHECKS)
 

@@ -16,7 +16,7 @@ SHAPE = (4, 6, 5, 3)
 
 
 @pytest.fixture(params=["reference", "cpu"])
-def backend(request: pytest.FixtureRequest):  # noqa: ANN201
+def backend(request: pytest.FixtureRequest):
     BACKENDS_UNDER_TEST[request.param].device()
     with fastdl.use_backend(request.param):
         yield request.param
@@ -93,7 +93,7 @@ def test_evaluation_changes_nothing() -> None:
 
 @pytest.mark.usefixtures("backend")
 def test_an_update_is_visible_to_autograd() -> None:
-    """An evaluation whose statistics change before its second derivative is taken must not use the new ones unnoticed."""
+    """Else an evaluation whose statistics change afterwards would take a second derivative with the new ones."""
     mean, variance = torch.zeros(6), torch.ones(6)
     versions = mean._version, variance._version
     batch_norm(torch.randn(SHAPE), mean, variance, training=True)
@@ -158,7 +158,14 @@ def test_instance_norm_averages_its_statistics_over_the_batch(momentum: float) -
     x, weight = torch.randn(SHAPE), torch.eye(6).view(6, 6, 1, 1)
     ours, theirs = (torch.zeros(6), torch.ones(6)), (torch.zeros(6), torch.ones(6))
     output = conv_norm_act(
-        x, weight, norm="instance", running_mean=ours[0], running_var=ours[1], training=True, momentum=momentum, activation="tanh"
+        x,
+        weight,
+        norm="instance",
+        running_mean=ours[0],
+        running_var=ours[1],
+        training=True,
+        momentum=momentum,
+        activation="tanh",
     )
     expected = F.instance_norm(x, *theirs, use_input_stats=True, momentum=momentum).tanh()
     torch.testing.assert_close(output, expected)

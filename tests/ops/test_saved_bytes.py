@@ -1,4 +1,4 @@
-"""What is kept for backward, in bytes, beside eager torch: the input and two statistics a group, and nothing of its size again."""
+"""Bytes kept for backward beside eager torch's: the input and two statistics a group, nothing of that size again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from tests.support.layouts import LAYOUTS
 from tests.support.measure import saved_bytes
 
 SHAPE = (4, 32, 24, 24)
-KERNELS = [name for name in BACKENDS_UNDER_TEST if name != "reference"]  # the reference is made of torch's ops, and saves as they do
+KERNELS = [
+    name for name in BACKENDS_UNDER_TEST if name != "reference"
+]  # the reference is made of torch's ops, and saves as they do
 EAGER: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "leaky_relu": lambda u: F.leaky_relu(u, 0.01),
@@ -86,7 +88,9 @@ def test_conv_norm_act_saves_its_input_and_the_convolutions_output(backend: str)
     x, weight, bias = inputs("channels_last", torch.float32, BACKENDS_UNDER_TEST[backend].device())
     kernel = torch.randn(32, 32, 1, 1, requires_grad=True)
     with fastdl.use_backend(backend):
-        saved = saved_bytes(lambda: conv_norm_act(x, kernel, norm_weight=weight, norm_bias=bias, training=True, activation="silu"))
+        saved = saved_bytes(
+            lambda: conv_norm_act(x, kernel, norm_weight=weight, norm_bias=bias, training=True, activation="silu")
+        )
     eager = saved_bytes(lambda: F.silu(F.batch_norm(F.conv2d(x, kernel), None, None, weight, bias, True)))
     size = x.numel() * x.element_size()
     assert 2 * size <= saved <= 2.1 * size

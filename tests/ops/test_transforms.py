@@ -43,7 +43,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[Function, Function]:
 
 
 @pytest.fixture(params=list(BACKENDS_UNDER_TEST))
-def device(request: pytest.FixtureRequest):  # noqa: ANN201
+def device(request: pytest.FixtureRequest):
     device = BACKENDS_UNDER_TEST[request.param].device()
     if torch.float64 not in BACKENDS_UNDER_TEST[request.param].dtypes():
         pytest.skip("compared in float64")
@@ -61,7 +61,9 @@ def primals(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 def total(function: Function) -> Function:
     """A scalar of it that is not zero by symmetry."""
-    return lambda *arguments: (function(*arguments) * torch.arange(1, 1 + torch.Size(SHAPE).numel()).view(SHAPE)).sin().sum()
+    return lambda *arguments: (
+        (function(*arguments) * torch.arange(1, 1 + torch.Size(SHAPE).numel()).view(SHAPE)).sin().sum()
+    )
 
 
 def close(ours: object, theirs: object) -> None:
@@ -135,7 +137,7 @@ def test_vmap(pair: tuple[Function, Function], primals: tuple[Tensor, ...], in_d
 
 
 def test_per_sample_gradients(pair: tuple[Function, Function], primals: tuple[Tensor, ...]) -> None:
-    x, weight, bias = primals
+    _, weight, bias = primals
     samples = torch.randn(5, *SHAPE, dtype=torch.float64)
     ours, theirs = (
         vmap(grad(lambda w, x, f=f: total(f)(x, w, bias)), in_dims=(None, 0))(weight, samples) for f in pair

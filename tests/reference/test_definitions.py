@@ -1,4 +1,4 @@
-"""The references in float64 against torch's own ops in float64: what makes them fit to be the truth of every other test."""
+"""The references against torch's own ops, both in float64: what makes them fit to be every other test's truth."""
 
 from __future__ import annotations
 
@@ -45,6 +45,6 @@ def test_reference_is_torchs_composition_in_float64(operator: Operator, case: Ca
 
 
 def natural_scale(operator: Operator, case: Case, expected: dict[str, torch.Tensor]) -> float:
-    """The size of what cancels in the gradient of the input where a group has few values, or all of them are the same."""
+    """The size of what cancels in the input's gradient where a group has few values, or all of them are the same."""
     deviation = float(max(case.eps, 1e-20)) ** -0.5 if case.values in ("constant", "zero", "tiny") else 1.0
     return deviation * float(expected["output"].abs().max())

@@ -1,1 +1,1 @@
-"""What the tests of every op share: inputs, memory layouts, the table of ops, and the rule that says how right is right."""
+"""What the tests of every op share: inputs, memory layouts, the table of ops, and the rule of accuracy."""

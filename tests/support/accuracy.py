@@ -1,4 +1,4 @@
-"""How right is right: the error against float64 may be 1.5 times that of torch's own ops, plus one unit in the last place."""
+"""How right is right: an error against float64 of 1.5 times that of torch's own ops, plus one unit in the last."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-# The error of torch's own composition is the yardstick, unless torch itself is badly off (its GroupNorm in channels_last loses
-# all digits at mean 1e4): then these bounds, relative to the largest value of the truth, hold in its place.
+# The error of torch's own composition is the yardstick, unless torch itself is badly off (its channels_last GroupNorm
+# loses every digit at mean 1e4): then these bounds, relative to the largest value of the truth, hold in its place.
 SANE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 
 # In float64 the truth is itself rounded, so two right answers may differ by what each of them has lost.
@@ -42,8 +42,8 @@ def assert_as_right_as_torch(
         ours: the result under test.
         truth: the same in float64.
         baseline: the same from torch's own ops, in the dtype of ``ours``.
-        typical: torch's error relative to the scale, from other draws of the same problem. The largest error of a few numbers is
-            a matter of luck, and torch's luck in one draw is no measure of the rounding that its method has.
+        typical: torch's error relative to the scale, from other draws of the same problem. The largest error of a few
+            numbers is a matter of luck, and torch's luck in one draw is no measure of the rounding in its method.
         bounded: whether ``SANE`` holds as well. Not where the truth is small by cancellation, as some gradients are.
         floor: the least scale of the result; for gradients that are 0 but for the rounding of what cancels.
     """

@@ -1,4 +1,4 @@
-"""The table of backends under test. A backend joins every test by adding a row; one that cannot run here is skipped aloud."""
+"""The table of backends under test. One joins every test by a row; one that cannot run is skipped with its reason."""
 
 from __future__ import annotations
 

@@ -134,12 +134,31 @@ RANK_CASES = [
 def sweep() -> list[BatchNormCase]:
     """Odd channels and odd sizes against each other: pairs in rotation, so that each meets several of the rest."""
     channels = (1, 3, 5, 7, 12, 30, 33, 96, 257)
-    sizes = ((1, 1), (1, 2), (3, 1), (2, 2), (5, 1), (2, 3), (7, 1), (2, 4), (3, 3), (2, 5), (11, 1), (3, 4), (13, 1), (7, 2))
+    sizes = (
+        (1, 1),
+        (1, 2),
+        (3, 1),
+        (2, 2),
+        (5, 1),
+        (2, 3),
+        (7, 1),
+        (2, 4),
+        (3, 3),
+        (2, 5),
+        (11, 1),
+        (3, 4),
+        (13, 1),
+        (7, 2),
+    )
     sizes += ((3, 5), (4, 4), (17, 1), (8, 8), (16, 16), (17, 17))
     activations = tuple(ACTIVATIONS)
     cases = []
     for i in range(len(channels) * 4):
-        c, size, activation = channels[i % len(channels)], sizes[i * 7 % len(sizes)], activations[i * 5 % len(activations)]
+        c, size, activation = (
+            channels[i % len(channels)],
+            sizes[i * 7 % len(sizes)],
+            activations[i * 5 % len(activations)],
+        )
         batch = 2 + i % 3
         for layout in ("contiguous", "channels_last"):
             name = f"sweep_{batch}x{c}x{size[0]}x{size[1]}_{activation}_{layout}"
@@ -150,7 +169,7 @@ def sweep() -> list[BatchNormCase]:
 
 
 def boundaries() -> list[BatchNormCase]:
-    """Positions around the sizes at which a kernel goes over to another loop: vectors, blocks of rows, chunks of a sum."""
+    """Positions around the sizes at which kernels go over to another loop: vectors, blocks of rows, chunks of a sum."""
     near = (8, 16, 32, 64, 128, 256, 512, 1024, 4096)
     cases = []
     for i, positions in enumerate(p for size in near for p in (size - 1, size, size + 1)):
@@ -201,23 +220,46 @@ VALUE_CASES = [
     )
     for layout in ("contiguous", "channels_last")
     for case in both_modes(
-        f"{values}_{layout}", (4, 12, 9, 11),
-        values=values, layout=layout, dtypes=dtypes, activation=activation, bias=bias, bounded=values == "shifted",
+        f"{values}_{layout}",
+        (4, 12, 9, 11),
+        values=values,
+        layout=layout,
+        dtypes=dtypes,
+        activation=activation,
+        bias=bias,
+        bounded=values == "shifted",
     )
 ]
 VALUE_CASES += [
-    row("shifted_two_dimensions", (40, 30), values="shifted", bounded=True, dtypes=SINGLE_AND_DOUBLE, activation="gelu"),
+    row(
+        "shifted_two_dimensions", (40, 30), values="shifted", bounded=True, dtypes=SINGLE_AND_DOUBLE, activation="gelu"
+    ),
     row("shifted_larger", (8, 32, 32, 32), values="shifted", bounded=True, dtypes=(torch.float32,), activation="gelu"),
     row(
-        "shifted_larger_channels_last", (8, 32, 32, 32),
-        values="shifted", bounded=True, dtypes=(torch.float32,), activation="gelu", layout="channels_last",
+        "shifted_larger_channels_last",
+        (8, 32, 32, 32),
+        values="shifted",
+        bounded=True,
+        dtypes=(torch.float32,),
+        activation="gelu",
+        layout="channels_last",
     ),
-    row("shifted_sliced", (2, 12, 9, 11), values="shifted", bounded=True, dtypes=SINGLE_AND_DOUBLE, activation="silu", layout="sliced_space"),
-]  # fmt: skip
+    row(
+        "shifted_sliced",
+        (2, 12, 9, 11),
+        values="shifted",
+        bounded=True,
+        dtypes=SINGLE_AND_DOUBLE,
+        activation="silu",
+        layout="sliced_space",
+    ),
+]
 
 ORDER_CASES = [
     *both_modes("residual", BASIC, residual="contiguous"),
-    *both_modes("residual_channels_last", BASIC, residual="channels_last", layout="channels_last", grad_layout="channels_last"),
+    *both_modes(
+        "residual_channels_last", BASIC, residual="channels_last", layout="channels_last", grad_layout="channels_last"
+    ),
     row("residual_of_the_other_layout", BASIC, residual="channels_last"),
     row("residual_contiguous_input_channels_last", BASIC, residual="contiguous", layout="channels_last"),
     row("residual_expanded", BASIC, residual="expanded_space", activation="silu"),
@@ -227,24 +269,37 @@ ORDER_CASES = [
         case
         for activation in ACTIVATIONS
         for layout in ("contiguous", "channels_last")
-        for case in both_modes(f"act_norm_{activation}_{layout}", BASIC, order="act_norm", activation=activation, layout=layout)
+        for case in both_modes(
+            f"act_norm_{activation}_{layout}", BASIC, order="act_norm", activation=activation, layout=layout
+        )
     ),
     *both_modes("act_norm_residual", BASIC, order="act_norm", residual="contiguous"),
-    *both_modes("act_norm_residual_channels_last", BASIC, order="act_norm", residual="channels_last", layout="channels_last"),
+    *both_modes(
+        "act_norm_residual_channels_last", BASIC, order="act_norm", residual="channels_last", layout="channels_last"
+    ),
     row("act_norm_residual_mixed", BASIC, order="act_norm", residual="sliced_space", layout="channels_last"),
     row("act_norm_sliced", (3, 12, 4, 6), order="act_norm", layout="sliced_space", activation="gelu"),
 ]
 
 LARGER_CASES = [
     *both_modes("cifar", (16, 64, 16, 16), dtypes=(torch.float32, torch.bfloat16)),
-    *both_modes("cifar_channels_last", (16, 64, 16, 16), layout="channels_last", dtypes=(torch.float32, torch.bfloat16)),
+    *both_modes(
+        "cifar_channels_last", (16, 64, 16, 16), layout="channels_last", dtypes=(torch.float32, torch.bfloat16)
+    ),
     row("one_large_sample", (1, 8, 192, 192), dtypes=(torch.float32,)),
     row("one_large_sample_channels_last", (1, 8, 192, 192), layout="channels_last", dtypes=(torch.float32,)),
     row("many_channels", (2, 1030, 3, 3), dtypes=(torch.float32, torch.bfloat16)),
     row("many_channels_channels_last", (2, 1030, 3, 3), layout="channels_last", dtypes=(torch.float32, torch.bfloat16)),
     row("many_samples", (700, 6), dtypes=(torch.float32,)),
     row("imagenet", (32, 128, 56, 56), dtypes=(torch.float32,), activation="silu", slow=True),
-    row("imagenet_channels_last", (32, 128, 56, 56), dtypes=(torch.float32,), activation="silu", layout="channels_last", slow=True),
+    row(
+        "imagenet_channels_last",
+        (32, 128, 56, 56),
+        dtypes=(torch.float32,),
+        activation="silu",
+        layout="channels_last",
+        slow=True,
+    ),
 ]
 
 OPERATOR = Operator(

@@ -88,7 +88,13 @@ def call(function: Callable[..., Tensor], case: ConvNormActCase, t: Tensors) -> 
 def by_torch(case: ConvNormActCase, t: Tensors) -> Tensor:
     convolution = CONVOLUTIONS[len(case.kernel)]
     x = convolution(
-        t["input"], t["convolution_weight"], t.get("convolution_bias"), case.stride, case.padding, case.dilation, case.groups
+        t["input"],
+        t["convolution_weight"],
+        t.get("convolution_bias"),
+        case.stride,
+        case.padding,
+        case.dilation,
+        case.groups,
     )
     return compose(case, lambda x: normalize_by_torch(case, t, x), x, t.get("residual"))
 
@@ -136,14 +142,20 @@ NORMS: dict[str, dict[str, Any]] = {
 
 NORM_CASES = [
     row(
-        f"{name}_{order}{'_residual' if residual else ''}_{layout}", BASIC,
-        order=order, residual=residual, layout=layout, grad_layout=layout, padding=1, **options,
+        f"{name}_{order}{'_residual' if residual else ''}_{layout}",
+        BASIC,
+        order=order,
+        residual=residual,
+        layout=layout,
+        grad_layout=layout,
+        padding=1,
+        **options,
     )
     for i, (name, options) in enumerate(NORMS.items())
     for j, order in enumerate(("conv_norm_act", "conv_act_norm"))
     for residual in (None, "contiguous")
     for layout in (("contiguous", "channels_last") if (i + j) % 2 else ("channels_last",))
-]  # fmt: skip
+]
 
 ACTIVATION_CASES = [
     row(f"{activation}_{norm}", BASIC, activation=activation, dtypes=FLOAT, **NORMS[norm])

@@ -108,7 +108,9 @@ LAYOUT_CASES += [
     row("channels_last_gradient_contiguous", (2, 20, 3, 5), 4, layout="channels_last"),
     row("channels_last_gradient_expanded", (2, 20, 3, 5), 5, layout="channels_last", grad_layout="expanded_everywhere"),
     row("contiguous_gradient_channels_last", (2, 20, 3, 5), 4, grad_layout="channels_last"),
-    row("sliced_channels_last_both", (2, 20, 3, 5), 2, layout="sliced_channels_last", grad_layout="sliced_channels_last"),
+    row(
+        "sliced_channels_last_both", (2, 20, 3, 5), 2, layout="sliced_channels_last", grad_layout="sliced_channels_last"
+    ),
 ]
 
 RANK_CASES = [
@@ -126,7 +128,22 @@ RANK_CASES = [
 def sweep() -> list[GroupNormCase]:
     """Odd channels and odd sizes against each other: pairs in rotation, so that each meets several of the rest."""
     channels = (1, 3, 5, 7, 12, 30, 33, 96, 257)
-    sizes = ((1, 1), (1, 2), (3, 1), (2, 2), (5, 1), (2, 3), (7, 1), (2, 4), (3, 3), (2, 5), (11, 1), (3, 4), (13, 1), (7, 2))
+    sizes = (
+        (1, 1),
+        (1, 2),
+        (3, 1),
+        (2, 2),
+        (5, 1),
+        (2, 3),
+        (7, 1),
+        (2, 4),
+        (3, 3),
+        (2, 5),
+        (11, 1),
+        (3, 4),
+        (13, 1),
+        (7, 2),
+    )
     sizes += ((3, 5), (4, 4), (17, 1), (8, 8), (16, 16), (17, 17))
     activations = tuple(ACTIVATIONS)
     cases = []
@@ -145,7 +162,7 @@ def sweep() -> list[GroupNormCase]:
 
 
 def boundaries() -> list[GroupNormCase]:
-    """Positions around the sizes at which a kernel goes over to another loop: vectors, blocks of rows, chunks of a sum."""
+    """Positions around the sizes at which kernels go over to another loop: vectors, blocks of rows, chunks of a sum."""
     near = (8, 16, 32, 64, 128, 256, 512, 1024, 4096)
     cases = []
     for i, positions in enumerate(p for size in near for p in (size - 1, size, size + 1)):
@@ -153,7 +170,9 @@ def boundaries() -> list[GroupNormCase]:
         dtypes = (torch.float32, FLOATING[1 + i % 3])
         for layout in ("contiguous", "channels_last"):
             shape = (2, channels, positions)
-            cases.append(row(f"positions_{positions}_{layout}", shape, groups, layout=layout, grad_layout=layout, dtypes=dtypes))
+            cases.append(
+                row(f"positions_{positions}_{layout}", shape, groups, layout=layout, grad_layout=layout, dtypes=dtypes)
+            )
     return cases
 
 
@@ -176,7 +195,9 @@ EDGE_CASES = [
     row("no_parameters", BASIC, 3, weight=False, bias=False),
     row("no_parameters_channels_last", BASIC, 3, weight=False, bias=False, layout="channels_last"),
     row("float32_parameters", BASIC, 3, parameter_dtype=torch.float32, dtypes=HALF),
-    row("float32_parameters_channels_last", BASIC, 3, parameter_dtype=torch.float32, dtypes=HALF, layout="channels_last"),
+    row(
+        "float32_parameters_channels_last", BASIC, 3, parameter_dtype=torch.float32, dtypes=HALF, layout="channels_last"
+    ),
     row("eps_zero", BASIC, 3, eps=0.0),
     row("eps_large", BASIC, 3, eps=1e-3, layout="channels_last"),
     row("eps_one", BASIC, 3, eps=1.0),
@@ -201,15 +222,46 @@ VALUE_CASES = [
 ]
 VALUE_CASES += [
     row("shifted_two_dimensions", (4, 30), 3, values="shifted", bounded=True, dtypes=SINGLE_AND_DOUBLE),
-    row("shifted_one_position", (4, 96, 1, 1), 3, values="shifted", bounded=True, dtypes=SINGLE_AND_DOUBLE, layout="channels_last"),
+    row(
+        "shifted_one_position",
+        (4, 96, 1, 1),
+        3,
+        values="shifted",
+        bounded=True,
+        dtypes=SINGLE_AND_DOUBLE,
+        layout="channels_last",
+    ),
     row("shifted_larger", (2, 32, 32, 32), 8, values="shifted", bounded=True, dtypes=(torch.float32,)),
-    row("shifted_larger_channels_last", (2, 32, 32, 32), 8, values="shifted", bounded=True, dtypes=(torch.float32,), layout="channels_last"),
-    row("shifted_sliced", (2, 12, 9, 11), 4, values="shifted", bounded=True, dtypes=SINGLE_AND_DOUBLE, layout="every_other_position"),
+    row(
+        "shifted_larger_channels_last",
+        (2, 32, 32, 32),
+        8,
+        values="shifted",
+        bounded=True,
+        dtypes=(torch.float32,),
+        layout="channels_last",
+    ),
+    row(
+        "shifted_sliced",
+        (2, 12, 9, 11),
+        4,
+        values="shifted",
+        bounded=True,
+        dtypes=SINGLE_AND_DOUBLE,
+        layout="every_other_position",
+    ),
 ]
 
 ORDER_CASES = [
     row("residual", BASIC, 3, residual="contiguous"),
-    row("residual_channels_last", BASIC, 3, residual="channels_last", layout="channels_last", grad_layout="channels_last"),
+    row(
+        "residual_channels_last",
+        BASIC,
+        3,
+        residual="channels_last",
+        layout="channels_last",
+        grad_layout="channels_last",
+    ),
     row("residual_of_the_other_layout", BASIC, 3, residual="channels_last"),
     row("residual_contiguous_input_channels_last", BASIC, 3, residual="contiguous", layout="channels_last"),
     row("residual_expanded", BASIC, 3, residual="expanded_space", activation="relu"),
@@ -221,18 +273,28 @@ ORDER_CASES = [
         for layout in ("contiguous", "channels_last")
     ),
     row("act_norm_residual", BASIC, 3, order="act_norm", activation="relu", residual="contiguous"),
-    row("act_norm_residual_channels_last", BASIC, 3, order="act_norm", residual="channels_last", layout="channels_last"),
+    row(
+        "act_norm_residual_channels_last", BASIC, 3, order="act_norm", residual="channels_last", layout="channels_last"
+    ),
     row("act_norm_residual_mixed", BASIC, 3, order="act_norm", residual="sliced_space", layout="channels_last"),
     row("act_norm_sliced", (3, 12, 4, 6), 4, order="act_norm", layout="sliced_space", activation="gelu"),
 ]
 
 LARGER_CASES = [
     row("unet_64x64", (2, 64, 32, 32), 32, dtypes=(torch.float32, torch.bfloat16)),
-    row("unet_64x64_channels_last", (2, 64, 32, 32), 32, layout="channels_last", dtypes=(torch.float32, torch.bfloat16)),
+    row(
+        "unet_64x64_channels_last", (2, 64, 32, 32), 32, layout="channels_last", dtypes=(torch.float32, torch.bfloat16)
+    ),
     row("one_large_sample", (1, 32, 96, 96), 4, dtypes=(torch.float32,)),
     row("one_large_sample_channels_last", (1, 32, 96, 96), 4, layout="channels_last", dtypes=(torch.float32,)),
     row("many_channels", (2, 1030, 3, 3), 10, dtypes=(torch.float32, torch.bfloat16)),
-    row("many_channels_channels_last", (2, 1030, 3, 3), 10, layout="channels_last", dtypes=(torch.float32, torch.bfloat16)),
+    row(
+        "many_channels_channels_last",
+        (2, 1030, 3, 3),
+        10,
+        layout="channels_last",
+        dtypes=(torch.float32, torch.bfloat16),
+    ),
     row("many_samples", (300, 6, 2, 2), 2, dtypes=(torch.float32,)),
     row("imagenet", (32, 128, 56, 56), 32, dtypes=(torch.float32,), slow=True),
     row("imagenet_channels_last", (32, 128, 56, 56), 32, dtypes=(torch.float32,), layout="channels_last", slow=True),

@@ -1,7 +1,7 @@
 """Memory layouts: one function a layout, from a shape and a source of values to a tensor of that shape.
 
-A layout joins every parity test by adding a row to ``LAYOUTS``. ``fill(shape)`` gives a fresh contiguous tensor of values; a
-layout may ask it for a larger tensor and return a view. In the expanded and overlapping ones several elements share memory.
+A layout joins every parity test by adding a row to ``LAYOUTS``. ``fill(shape)`` gives a fresh contiguous tensor of
+values; a layout may ask for a larger one and return a view. In the expanded and overlapping ones elements share memory.
 """
 
 from __future__ import annotations

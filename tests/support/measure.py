@@ -25,7 +25,9 @@ def saved_bytes(run: Callable[[], Tensor], parameters: tuple[Tensor, ...] = ()) 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
-            storages[storage.data_ptr()] = max(storages.get(storage.data_ptr(), 0), tensor.numel() * tensor.element_size())
+            storages[storage.data_ptr()] = max(
+                storages.get(storage.data_ptr(), 0), tensor.numel() * tensor.element_size()
+            )
         kept.append(tensor)  # an address is its storage's only while the storage lives
         return tensor
 

@@ -4,6 +4,4 @@ from __future__ import annotations
 
 from tests.support import batch_norm, conv_norm_act, group_norm
 
-OPERATORS = {
-    operator.name: operator for operator in (group_norm.OPERATOR, batch_norm.OPERATOR, conv_norm_act.OPERATOR)
-}
+OPERATORS = {operator.name: operator for operator in (group_norm.OPERATOR, batch_norm.OPERATOR, conv_norm_act.OPERATOR)}

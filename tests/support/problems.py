@@ -21,8 +21,8 @@ from tests.support.values import VALUES
 
 Tensors = dict[str, Tensor]
 
-# Where the derivative of an activation jumps. A pre-activation that lies closer to one of these than its rounding error may
-# fall on either side of it, in torch as in ours, so a problem keeps clear of them.
+# Where the derivative of an activation jumps. A pre-activation that lies closer to one of these than its rounding error
+# may fall on either side of it, in torch as in ours, so a problem keeps clear of them.
 KINKS = {"relu": (0.0,), "leaky_relu": (0.0,), "elu": (0.0,), "hardswish": (-3.0, 3.0)}
 
 
@@ -39,7 +39,7 @@ class Case:
         parameter_dtype: of weight and bias; None is the input's.
         residual: its layout, or None for none.
         dtypes: of the input.
-        bounded: whether the gradients, too, must keep to ``accuracy.SANE`` where torch itself does not. The output always must.
+        bounded: whether the gradients, too, must keep to ``accuracy.SANE``, as the output always must.
         floor: the least scale of the input's gradient, where its terms cancel to 0 but for their rounding.
         margin: the distance that is kept from an activation's kinks.
         slow: takes more than about ten seconds.
@@ -74,7 +74,7 @@ class Operator:
         name: as on every floor of the package.
         cases: the rows of its parity test.
         parameters: the tensors beside ``input``, from a case, a function from a shape to values, and the input's dtype.
-        ours, reference, torch: the op, its definition, and torch's composition, each as a function of a case and tensors.
+        ours, reference, torch: the op, its definition, and torch's composition, each a function of a case and tensors.
         without_activation: the case with its last activation removed: what the activation is applied to.
         differentiable: the tensors with a gradient, in the order of the op's arguments.
         updated: the tensors that the op changes in place.
@@ -110,7 +110,9 @@ def make_problem(
         problem = draw_problem(operator, case, dtype, torch.device(device), seed + attempt)
         if keeps_clear_of_kinks(operator, case, problem):
             return problem
-    raise AssertionError(f"{case.name}: 1000 draws all have a pre-activation at a kink of {case.activation}; lower margin")
+    raise AssertionError(
+        f"{case.name}: 1000 draws all have a pre-activation at a kink of {case.activation}; lower margin"
+    )
 
 
 def draw_problem(operator: Operator, case: Case, dtype: torch.dtype, device: torch.device, seed: int) -> Problem:
@@ -148,7 +150,12 @@ def doubles(tensors: Tensors) -> Tensors:
 
 
 def solve(
-    operator: Operator, function: Callable[[Any, Tensors], Tensor], case: Case, problem: Problem, *, double: bool = False
+    operator: Operator,
+    function: Callable[[Any, Tensors], Tensor],
+    case: Case,
+    problem: Problem,
+    *,
+    double: bool = False,
 ) -> Tensors:
     """Output, gradients and updated tensors of one implementation; in float64 with ``double``."""
     tensors = doubles(problem.tensors) if double else dict(problem.tensors)
@@ -169,7 +176,9 @@ def solve(
 def problem_rows(operator: Operator) -> list[Any]:
     """One pytest parameter for each case, dtype and backend, with the backends of a case next to each other."""
     return [
-        pytest.param(case, dtype, backend, id=f"{case.name}-{short(dtype)}-{backend}", marks=[pytest.mark.slow] * case.slow)
+        pytest.param(
+            case, dtype, backend, id=f"{case.name}-{short(dtype)}-{backend}", marks=[pytest.mark.slow] * case.slow
+        )
         for case in operator.cases
         for dtype in case.dtypes
         for backend in BACKENDS_UNDER_TEST
@@ -203,7 +212,9 @@ def expected_of(operator_name: str, case: Case, dtype: torch.dtype, device: torc
     truths = [solve(operator, operator.reference, case, problem, double=True) for problem in problems]
     baselines = [solve(operator, operator.torch, case, problem) for problem in problems]
     typical = {
-        name: max(relative_error(baseline[name], truth[name]) for baseline, truth in zip(baselines, truths, strict=True))
+        name: max(
+            relative_error(baseline[name], truth[name]) for baseline, truth in zip(baselines, truths, strict=True)
+        )
         for name in truths[0]
     }
     return Expected(problems[0], truths[0], baselines[0], typical)
@@ -221,8 +232,8 @@ def check_parity(operator: Operator, case: Case, dtype: torch.dtype, backend: st
 def assert_solution(operator: Operator, case: Case, ours: Tensors, expected: Expected) -> None:
     """Every result against the truth, with torch's composition as the yardstick."""
     assert ours.keys() == expected.truth.keys() == expected.baseline.keys()
-    # torch's group_norm gives NaN as the weight's gradient where there are no positions; its batch_norm gives the 0 of an empty
-    # sum, as the definition does.
+    # torch's group_norm gives NaN as the weight's gradient where there are no positions; its batch_norm gives the 0 of
+    # an empty sum, as the definition does.
     empty = not expected.problem.tensors["input"].numel()
     cancelling = dict(operator.cancelling)
     for name, result in ours.items():

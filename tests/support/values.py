@@ -18,7 +18,7 @@ def normal(shape: Shape, generator: Generator) -> Tensor:
 
 
 def varied(shape: Shape, generator: Generator) -> Tensor:
-    """Another mean and deviation in every row of the first two dimensions: statistics of the wrong group show at once."""
+    """Another mean and deviation for every sample and channel: statistics of the wrong group show at once."""
     rows = shape[:2]
     broadcast = (*rows, *[1] * (len(shape) - len(rows)))
     mean = normal(rows, generator).view(broadcast)
