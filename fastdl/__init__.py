@@ -1,4 +1,4 @@
-"""fastdl: fused training kernels for PyTorch (GroupNorm, BatchNorm and conv-norm-activation), and a laboratory built on them."""
+"""fastdl: fused training kernels for PyTorch (GroupNorm, BatchNorm, conv-norm-activation), and a laboratory on them."""
 
 from fastdl import nn, ops, reference
 from fastdl._layout import find_sibling_folders

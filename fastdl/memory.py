@@ -1,7 +1,8 @@
 """The caching pool that large CPU outputs come from.
 
-A fresh page costs more than the kernel that fills it: writing 40 MB of newly mapped memory takes over ten times as long as
-writing 40 MB that was mapped before. So outputs of 1 MiB and more are taken from blocks that earlier tensors gave back.
+A fresh page costs more than the kernel that fills it: writing 40 MB of newly mapped memory takes over ten times as long
+as writing 40 MB that was mapped before. So outputs of 1 MiB and more are taken from blocks that earlier tensors gave
+back.
 """
 
 from __future__ import annotations
@@ -54,11 +55,11 @@ def _library(path: str) -> ctypes.CDLL:
 def cpu_pool(mode: str | None = None, *, limit: int | str | None = None, clear: bool = False) -> CpuPoolStatus:
     """Switches, bounds, empties or just describes the pool of CPU outputs; what is not named stays as it is.
 
-    The pool is on by default and keeps at most an eighth of the machine's memory in unused blocks. The environment variable
-    ``FASTDL_CPU_POOL`` sets the start: ``off``, ``on`` or a limit such as ``512MiB``. Blocks are given back to the system when
-    the limit is passed, when less than a sixteenth of the machine's (or its container's) memory is available, when the pool is
-    switched off, and by ``clear``. Tensors that hold a block keep it for as long as they live, whatever the pool does meanwhile,
-    in any thread; a forked child starts with an empty pool.
+    The pool is on by default and keeps at most an eighth of the machine's memory in unused blocks. The environment
+    variable ``FASTDL_CPU_POOL`` sets the start: ``off``, ``on`` or a limit such as ``512MiB``. Blocks are given back to
+    the system when the limit is passed, when less than a sixteenth of the machine's (or its container's) memory is
+    available, when the pool is switched off, and by ``clear``. Tensors that hold a block keep it for as long as they
+    live, whatever the pool does meanwhile, in any thread; a forked child starts with an empty pool.
 
     Args:
         mode: ``"on"`` or ``"off"``.

@@ -13,8 +13,8 @@ from fastdl.ops.batch_norm import batch_norm
 class BatchNorm2d(torch.nn.BatchNorm2d):
     """Batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167) with an activation, in either order, and a residual.
 
-    Takes what `torch.nn.BatchNorm2d` takes, and ``activation``, ``activation_param`` and ``order`` (see `fastdl.ops.batch_norm`);
-    loads its state_dict. Input, residual and output are (N, C, H, W).
+    Takes what `torch.nn.BatchNorm2d` takes, and ``activation``, ``activation_param`` and ``order`` (see
+    `fastdl.ops.batch_norm`); loads its state_dict. Input, residual and output are (N, C, H, W).
 
     Raises ValueError for an unknown activation or order, and for input that is not 4-D.
     """
@@ -65,7 +65,7 @@ class BatchNorm2d(torch.nn.BatchNorm2d):
 
 
 def count_batch(module: torch.nn.modules.batchnorm._BatchNorm) -> float:
-    """Counts a training batch and returns its momentum: the module's, or 1/count for the cumulative mean (momentum=None)."""
+    """Counts a training batch and returns its momentum: the module's, or 1/count where that is None."""
     if module.training and module.track_running_stats and module.num_batches_tracked is not None:
         module.num_batches_tracked.add_(1)
         if module.momentum is None:

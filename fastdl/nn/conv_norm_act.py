@@ -16,14 +16,15 @@ from fastdl.ops.conv_norm_act import NORMS, ORDERS, conv_norm_act
 class ConvNormAct2d(nn.Module):
     """``act(norm(conv(x)) + residual)``, or ``norm(act(conv(x)) + residual)`` for ``order="conv_act_norm"``.
 
-    The submodules ``conv`` (`torch.nn.Conv2d`) and ``norm`` (a `torch.nn` norm, or None) hold the parameters under torch's names
-    and with torch's initialisation. A state_dict of the plain ``nn.Sequential(conv, norm, act)``, or ``(conv, act, norm)``, loads
-    unchanged too.
+    The submodules ``conv`` (`torch.nn.Conv2d`) and ``norm`` (a `torch.nn` norm, or None) hold the parameters under
+    torch's names and with torch's initialisation. A state_dict of the plain ``nn.Sequential(conv, norm, act)``, or
+    ``(conv, act, norm)``, loads unchanged too.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups: as for `torch.nn.Conv2d`.
         bias: of the convolution; by default only where no norm follows it directly, since a norm's mean takes it away.
-        norm: ``batch``, ``group``, ``layer``, ``instance`` (with affine parameters, statistics not tracked) or ``none``.
+        norm: ``batch``, ``group``, ``layer``, ``instance`` (with affine parameters, statistics not tracked) or
+        ``none``.
         num_groups: for ``norm="group"``, a divisor of ``out_channels``.
         eps, momentum: of the norm; ``momentum=None`` is the cumulative mean.
         activation, activation_param, order: see `fastdl.ops.conv_norm_act`.
@@ -58,7 +59,8 @@ class ConvNormAct2d(nn.Module):
             raise ValueError(f"ConvNormAct2d: norm must be one of {', '.join(NORMS)}; got {norm!r}")
         if (num_groups is not None) != (norm == "group"):
             raise ValueError(
-                f"ConvNormAct2d: num_groups must be given for norm='group' and for no other; got {num_groups!r} with {norm!r}"
+                f"ConvNormAct2d: num_groups must be given for norm='group' and for no other; got {num_groups!r} "
+                f"with {norm!r}"
             )
         resolve_activation("ConvNormAct2d", activation, activation_param)
         check_order("ConvNormAct2d", order, ORDERS)
@@ -116,7 +118,7 @@ class ConvNormAct2d(nn.Module):
 def _make_norm(
     norm: str, num_groups: int | None, channels: int, eps: float, momentum: float | None, where: dict[str, Any]
 ) -> nn.BatchNorm2d | nn.GroupNorm | None:
-    """The holder of the norm's parameters. Layer and instance norm are group norms of one group, and of one a channel."""
+    """The holder of the norm's parameters. Layer and instance norm are group norms of one group, or one a channel."""
     if norm == "none":
         return None
     if norm == "batch":

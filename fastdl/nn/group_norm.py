@@ -12,8 +12,8 @@ from fastdl.ops.group_norm import group_norm
 class GroupNorm(torch.nn.GroupNorm):
     """Group normalisation (Wu & He 2018, arXiv:1803.08494) followed by an activation, in one op.
 
-    Takes what `torch.nn.GroupNorm` takes, and ``activation`` with ``activation_param`` (see `fastdl.ops.group_norm`); loads its
-    state_dict. Input and output are (N, C, *), of any floating dtype and strides.
+    Takes what `torch.nn.GroupNorm` takes, and ``activation`` with ``activation_param`` (see `fastdl.ops.group_norm`);
+    loads its state_dict. Input and output are (N, C, *), of any floating dtype and strides.
 
     Raises ValueError for an unknown activation, and what `torch.nn.GroupNorm` raises.
     """

@@ -2,7 +2,6 @@
 
 from fastdl.ops.batch_norm import BATCH_NORM, batch_norm
 from fastdl.ops.conv_norm_act import conv_norm_act
-from fastdl.ops.dispatch import BackendError, BackendStatus, backends, set_backend, use_backend
 from fastdl.ops.group_norm import GROUP_NORM, group_norm
 
 OPERATORS = {operator.name: operator for operator in (BATCH_NORM, GROUP_NORM)}

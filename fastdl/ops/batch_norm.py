@@ -43,7 +43,8 @@ def batch_norm(
     otherwise the running statistics are used. Backward keeps the input and two statistics a channel.
 
     Args:
-        input: (N, C, *), float32, float16, bfloat16 or float64, any strides. Channels-last input gives channels-last output.
+        input: (N, C, *), float32, float16, bfloat16 or float64, any strides. Channels-last input gives channels-last
+        output.
         running_mean, running_var: (C,); changed in place by ``training``, where either may be None.
         weight, bias: (C,) or None, of any of these dtypes.
         training: take statistics from the batch.
@@ -83,7 +84,8 @@ def batch_norm(
             f"{op}: Expected more than 1 value per channel when training, got input size {tuple(input.shape)}"
         )
 
-    # The running statistics are not differentiable and change in place, so they stay outside the op, which tells the batch's own.
+    # The running statistics are not differentiable and change in place, so they stay outside the op, which tells the
+    # batch's own.
     def observe(backend: str, statistics: Tensor) -> None:
         if backend == "cpu":
             torch.ops.fastdl_cpu.update_running_statistics.default(

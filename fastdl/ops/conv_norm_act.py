@@ -46,10 +46,12 @@ def conv_norm_act(
         input: (N, C_in, *) with one to three spatial dimensions, any strides; channels-last runs without a copy.
         weight: (C_out, C_in / groups, *kernel); bias: (C_out,) or None.
         stride, padding, dilation, groups: as for ``torch.nn.functional.conv2d``.
-        norm: ``batch`` (Ioffe & Szegedy 2015), ``group`` (Wu & He 2018; needs ``num_groups``), ``layer`` and ``instance``
+        norm: ``batch`` (Ioffe & Szegedy 2015), ``group`` (Wu & He 2018; needs ``num_groups``), ``layer`` and
+        ``instance``
             (group norm with one group, and with a group a channel: section 3.1 there), or ``none``.
         norm_weight, norm_bias: (C_out,) or None.
-        running_mean, running_var: (C_out,), for ``batch`` and ``instance``; changed in place by ``training``. Batch norm needs
+        running_mean, running_var: (C_out,), for ``batch`` and ``instance``; changed in place by ``training``. Batch
+        norm needs
             them when ``training=False``; instance norm without them always uses the sample's own statistics.
         num_groups: for ``norm="group"`` alone.
         training, momentum, eps, activation, activation_param: as for `fastdl.ops.batch_norm`.

@@ -1,8 +1,8 @@
 """Which backend serves a call: the one place that knows what exists on this machine, what was asked for, and what fits.
 
-The request is a context variable over a process-wide default, so that a ``use_backend`` block in one thread or task does
-not leak into another. ``torch.compile`` cannot trace a context variable, so traced code reads the same value through
-``requested_view``, an attribute that Dynamo guards on: leaving the block recompiles.
+The request is a context variable over a process-wide default, so that a ``use_backend`` block in one thread or task
+does not leak into another. ``torch.compile`` cannot trace a context variable, so traced code reads the same value
+through ``requested_view``, an attribute that Dynamo guards on: leaving the block recompiles.
 """
 
 from __future__ import annotations

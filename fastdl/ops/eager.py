@@ -17,7 +17,7 @@ Observer = Callable[[str, Tensor], None]
 
 
 def eager_apply(op: FusedOperator) -> Callable[..., Tensor]:
-    """``apply(kernels, observe, statics, *tensors)`` of the op's Function, which remembers ``kernels`` for its backward."""
+    """``apply(kernels, observe, statics, *tensors)`` of the op's Function, which keeps ``kernels`` for its backward."""
     differentiable = op.differentiable
     rest = (None,) * (op.count - differentiable)
 

@@ -26,11 +26,12 @@ def group_norm(
     r"""Group normalisation followed by an activation: ``act(weight * (x - mean) / sqrt(var + eps) + bias)``.
 
     Mean and biased variance are taken over each sample's group of ``C / num_groups`` channels and all positions
-    (Wu & He 2018, "Group Normalization", arXiv:1803.08494, eqs. 1 and 7), in float32 or wider. Backward keeps the input and the
-    two statistics of each group; the normalised tensor and the activation's derivative are computed again.
+    (Wu & He 2018, "Group Normalization", arXiv:1803.08494, eqs. 1 and 7), in float32 or wider. Backward keeps the input
+    and the two statistics of each group; the normalised tensor and the activation's derivative are computed again.
 
     Args:
-        input: (N, C, *), float32, float16, bfloat16 or float64, any strides. Channels-last input gives channels-last output.
+        input: (N, C, *), float32, float16, bfloat16 or float64, any strides. Channels-last input gives channels-last
+        output.
         num_groups: a divisor of C.
         weight, bias: (C,) or None, of any of these dtypes (float32 parameters serve half-precision input).
         eps: added to the variance, at least 0.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def output_like(input: Tensor) -> Tensor:
-    """An uninitialised tensor of the input's shape, dtype and device, in the layout that every backend gives its output."""
+    """An uninitialised tensor of the input's shape, dtype and device, in the layout of every backend's output."""
     if not has_channels_last(input):
         return torch.empty(input.shape, dtype=input.dtype, device=input.device)
     spatial = range(2, input.ndim)
@@ -18,7 +18,7 @@ def output_like(input: Tensor) -> Tensor:
 
 
 def has_channels_last(input: Tensor) -> bool:
-    """Whether channels are innermost in memory and the rest lies in order, as in ``torch.channels_last``; slices too."""
+    """Whether channels are innermost in memory and the rest lies in order, as in ``torch.channels_last``."""
     if input.ndim < 3 or input.is_contiguous() or input.stride(1) != 1:
         return False
     innermost = input.shape[1]

@@ -1,4 +1,4 @@
-"""The life of a call, the same for every op: choose a backend, run its forward kernel, and remember both for the backward.
+"""The life of a call, the same for every op: choose a backend, run its forward kernel, remember it for the backward.
 
 An op is a reference and a schema (`FusedOperator`). From these come three routes to the same kernels:
 
@@ -128,5 +128,6 @@ def _choose_while_tracing(op: str, request: str, device: str, dtype: torch.dtype
     return dispatch.choose(op, request, device, dtype)
 
 
-# What torch.compiler.assume_constant_result sets. That function imports all of Dynamo to do so, a second at every start.
+# What torch.compiler.assume_constant_result sets. That function imports all of Dynamo to do so, a second at every
+# start.
 _choose_while_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]

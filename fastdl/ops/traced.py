@@ -1,4 +1,4 @@
-"""The traced route: the registered ops ``fastdl::<name>_forward`` and ``fastdl::<name>_backward`` (see `fastdl.ops.operator`).
+"""The traced route (see `fastdl.ops.operator`): the ops ``fastdl::<name>_forward`` and ``fastdl::<name>_backward``.
 
 Both take the backend's name as it was asked for, ``auto`` included, so that an exported program chooses where it runs.
 """
@@ -31,7 +31,8 @@ def register_ops(op: FusedOperator, tensors: str, statics: str) -> tuple[Any, An
         f"fastdl::{op.name}_backward",
         partial(_run_backward, op),
         mutates_args=(),
-        schema=f"(Tensor grad_output, {tensors}, Tensor statistics, {statics}, bool[] needs, str backend) -> ({outputs})",
+        schema=f"(Tensor grad_output, {tensors}, Tensor statistics, {statics}, bool[] needs, str backend)"
+        f" -> ({outputs})",
     )
     forward.register_fake(partial(_fake_forward, op))
     backward.register_fake(partial(_fake_backward, op))

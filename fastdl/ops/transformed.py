@@ -1,4 +1,4 @@
-"""The route of ``torch.func``: an ``autograd.Function`` that its transforms can take apart (see `fastdl.ops.operator`)."""
+"""The route of ``torch.func`` (see `fastdl.ops.operator`): a Function that its transforms can take apart."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "tanh": lambda u, parameter: torch.tanh(u),
     # SiLU(u) = u sigma(u); Elfwing et al. 2017, arXiv:1702.03118, eq. 5
     "silu": lambda u, parameter: F.silu(u),
-    # GELU(u) = u Phi(u), Phi the standard normal distribution function; Hendrycks & Gimpel 2016, arXiv:1606.08415, sec. 2
+    # GELU(u) = u Phi(u), Phi the standard normal distribution function; Hendrycks & Gimpel 2016, arXiv:1606.08415, sec.
+    # 2
     "gelu": lambda u, parameter: F.gelu(u),
     # u/2 (1 + tanh(sqrt(2/pi) (u + 0.044715 u^3))); the same paper's approximation
     "gelu_tanh": lambda u, parameter: F.gelu(u, approximate="tanh"),

@@ -25,8 +25,8 @@ def batch_norm(
 ) -> Tensor:
     """act(weight (x - mu) / sqrt(var + eps) + bias + residual), mu and var by channel (algorithm 1 of the paper).
 
-    ``training`` takes mu and var from the batch and moves the running statistics towards them (the variance unbiased, as
-    algorithm 2 has it); otherwise the running statistics are used. ``order="act_norm"`` is norm(act(x) + residual).
+    ``training`` takes mu and var from the batch and moves the running statistics towards them (the variance unbiased,
+    as algorithm 2 has it); otherwise the running statistics are used. ``order="act_norm"`` is norm(act(x) + residual).
     """
     batch = (None, None) if training else (running_mean, running_var)
     output, statistics = batch_norm_with_statistics(
@@ -52,12 +52,13 @@ def batch_norm_with_statistics(
     order: str,
     residual: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The output, and each channel's mean and biased variance in float64, (2, C): what a kernel saves for its backward."""
+    """The output, and each channel's mean and biased variance in float64, (2, C): what a kernel saves."""
     x = before_norm(input, residual, activation, activation_param, order)
     if training:
         mean, variance, centred = moments(x, [0, *range(2, x.ndim)])
     else:
-        assert running_mean is not None and running_var is not None
+        assert running_mean is not None
+        assert running_var is not None
         mean, variance = running_mean.double(), per_channel(running_var, x)
         centred = x - per_channel(running_mean, x)
     output = affine(centred * torch.rsqrt(variance + eps), weight, bias)
@@ -70,7 +71,7 @@ def batch_norm_with_statistics(
 def update_running_statistics(
     running_mean: Tensor | None, running_var: Tensor | None, statistics: Tensor, count: int, momentum: float
 ) -> None:
-    """running = (1 - momentum) running + momentum batch, in place; ``statistics`` is (2, C), the variance made unbiased."""
+    """running = (1 - momentum) running + momentum batch, in place; ``statistics`` is (2, C), biased."""
     if running_mean is not None:
         running_mean.mul_(1 - momentum).add_(statistics[0].to(running_mean.dtype), alpha=momentum)
     if running_var is not None:

@@ -85,7 +85,7 @@ def tracked_instance_norm(
     normalize: Callable[..., Tensor] = batch_norm,
     **rest: Any,
 ) -> Tensor:
-    """Instance norm that tracks statistics: batch norm over N*C channels of one sample, its running values averaged over N.
+    """Instance norm that tracks statistics: batch norm over N*C channels of one sample, averaged over N.
 
     This is torch's definition of ``instance_norm(use_input_stats=True)`` with running statistics.
     """

@@ -22,7 +22,8 @@ def group_norm(
 ) -> Tensor:
     """act(weight (x - mu) / sqrt(var + eps) + bias), with mu and var over a sample's group of channels (eqs. 1 and 7).
 
-    ``input`` is (N, C, *), ``weight`` and ``bias`` are (C,). Half-precision input is computed in float32 and rounded once.
+    ``input`` is (N, C, *), ``weight`` and ``bias`` are (C,). Half-precision input is computed in float32 and rounded
+    once.
     """
     return group_norm_with_statistics(
         input, num_groups, weight, bias, eps,
@@ -42,7 +43,7 @@ def group_norm_with_statistics(
     order: str,
     residual: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """`group_norm`, and each group's mean and biased variance in float64, (2, N, G): what a kernel saves for its backward."""
+    """`group_norm`, and each group's mean and biased variance in float64, (2, N, G): what a kernel saves."""
     x = before_norm(input, residual, activation, activation_param, order)
     grouped = x.unflatten(1, (num_groups, -1))  # (N, G, C/G, *): a view for every memory layout
     mean, variance, centred = moments(grouped, list(range(2, grouped.ndim)))
