@@ -18,6 +18,7 @@ __all__ = ["main"]
 
 _USAGE_ERROR = 2
 _INTERRUPTED = 130
+_TERMINATED = 143  # what fastdl.training makes of SIGTERM: 128 and the signal's number
 
 # What the extra "train" brings, by the name it is imported under.
 _TRAIN_MODULES = set(
@@ -45,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nInterrupted. {_how_to_continue(words)}", file=sys.stderr)
         return _INTERRUPTED
+    except SystemExit as stop:
+        if stop.code == _TERMINATED:
+            print(f"Terminated. {_how_to_continue(words)}", file=sys.stderr)
+        raise
     except BrokenPipeError:
         # The reader of our output has gone, as `head` does. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import json
 import re
 import subprocess
@@ -132,6 +133,45 @@ def test_an_interrupted_experiment_says_how_to_continue(
     monkeypatch.setitem(cli._COMMANDS, "experiment", cli.Command("", interrupted))
     assert cli.main(["experiment", "sigmoid_vs_relu", "--no-resume", "--output-dir", "a b"]) == 130
     assert "continue with: fastdl experiment sigmoid_vs_relu --output-dir 'a b'" in capsys.readouterr().err
+
+
+def test_a_terminated_experiment_says_how_to_continue(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def terminated(words: list[str]) -> int:
+        raise SystemExit(143)
+
+    monkeypatch.setitem(cli._COMMANDS, "experiment", cli.Command("", terminated))
+    with pytest.raises(SystemExit):
+        cli.main(["experiment", "sigmoid_vs_relu", "--depths", "1,2"])
+    assert "continue with: fastdl experiment sigmoid_vs_relu --depths 1,2\n" in capsys.readouterr().err
+
+
+def test_the_demo_shows_parity_speed_table_and_plot(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The whole demo on a smaller shape and fewer, shorter runs."""
+    import fastdl.bench.quick as quick
+    from fastdl.experiments import sigmoid_vs_relu
+
+    compare, run = quick.compare_group_norm, sigmoid_vs_relu.run
+    monkeypatch.setattr(quick, "compare_group_norm", lambda: compare((2, 32, 4, 4), 8, repetitions=2))
+
+    def small_run(options: sigmoid_vs_relu.Options) -> Path:
+        assert (options.dataset, options.depths, options.seeds) == ("digits", (1, 2, 4, 8), (0, 1, 2))
+        return run(dataclasses.replace(options, depths=(1,), epochs=1, width=4, backend="reference"))
+
+    monkeypatch.setattr(sigmoid_vs_relu, "run", small_run)
+    assert cli.main(["demo", "--output-dir", str(tmp_path / "demo")]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"\n  reference +ready\n", text)
+    error, eager_error = map(float, re.findall(r"(?:fastdl|eager torch) (\d\.\d+e-\d+)", text))
+    assert 0 < error < 1e-5
+    assert 0 < eager_error < 1e-5
+    assert re.search(r"fastdl \d+\.\d\d ms, eager torch \d+\.\d\d ms, so \d+\.\d\d times the speed", text)
+    assert re.search(r"\| 1 +\| .* ± .* \(sd .*, n 3\)", text)
+    (plot,) = re.findall(r"\nPlot: (.*)\n", text)
+    assert Path(plot).read_bytes().startswith(b"\x89PNG")
 
 
 def test_arguments_reach_bench_and_doctor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -369,6 +369,12 @@ def test_the_environment_sets_the_start(value: str, expected: str) -> None:
     assert wanted_limit in ("None", limit), result.stderr
 
 
+def test_a_wrong_environment_is_told_at_import() -> None:
+    result = run_python("import fastdl", FASTDL_CPU_POOL="plenty")
+    assert result.returncode != 0
+    assert "FASTDL_CPU_POOL must be 'on', 'off' or a size such as '512MiB'; got 'plenty'" in result.stderr
+
+
 def test_the_process_ends_well_with_tensors_alive() -> None:
     code = (
         PROGRAM

@@ -169,7 +169,8 @@ class GroupNorm {
   void forward_rows(T* y, const RowPlan& plan) {
     const int64_t samples = norm_.samples, channels = norm_.channels, blocks = plan.blocks;
     const int64_t ahead = plan.next_sample(norm_.input_strides);
-    const bool few = plan.rows < 8;  // too few rows for sums by column: take each group's stretch of a row as a strip
+    const bool few =
+        plan.replicas == 1 && plan.rows < 8;  // too few rows for sums by column: take each group's stretch of a row as a strip
     std::vector<double> moments(few ? 0 : samples * blocks * 2 * channels);
     std::vector<ColumnCoefficients<A>> coefficients(samples, ColumnCoefficients<A>(0));
     auto first = [&](int64_t n, int64_t begin, int64_t end, bool) {

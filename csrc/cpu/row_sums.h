@@ -45,7 +45,7 @@ void block_moments(const Engine<T>& engine, const RowPlan& plan, int64_t block, 
 template <class T, class A = Arithmetic<T>>
 void block_sums(const Engine<T>& engine, const RowPlan& plan, int64_t block, Rows<const T> x, Rows<const T> r, Rows<const T> g,
                 Rows<A> keep, AffineColumns<A> map, double* gradient_sums, double* product_sums, int64_t ahead) {
-  constexpr int64_t most = 128;  // rows that are summed in A before the sums go on in double
+  constexpr int64_t most = 32;  // rows that are summed in A before the sums go on in double
   std::vector<A> sums(2 * plan.columns);
   for (int64_t c = 0; c < plan.channels; ++c) gradient_sums[c] = product_sums[c] = 0;
   plan.visit(block, block + 1, [&](int64_t first, int64_t rows, int64_t columns) {

@@ -92,7 +92,8 @@ struct SpansOf {
         auto block = [&](auto count) {
           sweep<A>(columns, [&](int64_t j, auto part) {
             const V center = part.load(map.center + j), scale = part.load(map.scale + j), shift = part.load(map.shift + j);
-            V gradient_sum = part.load(gradient_sums + j), product_sum = part.load(product_sums + j);
+            // The block's own sums first: with a fourth of the additions one after another, half the rounding error.
+            V gradient_sum{}, product_sum{};
 #pragma GCC unroll 4
             for (int64_t k = row; k < row + count.value; ++k) {
               __builtin_prefetch(x.first + k * x.stride + j + ahead);
@@ -104,8 +105,8 @@ struct SpansOf {
               gradient_sum += gu;
               product_sum += gu * (value - center);
             }
-            part.store(gradient_sums + j, gradient_sum);
-            part.store(product_sums + j, product_sum);
+            part.store(gradient_sums + j, part.load(gradient_sums + j) + gradient_sum);
+            part.store(product_sums + j, part.load(product_sums + j) + product_sum);
           });
           row += count.value;
         };

@@ -140,7 +140,7 @@ class Classifier(pl.LightningModule):
     def on_train_start(self) -> None:
         self._started = time.monotonic()
         if self._random_state is not None:
-            _set_random_state(self._random_state)
+            _set_random_state(self._random_state, self.device)
             self._random_state = None
         # A run that had stopped early, and was killed before it was finished, has stopped.
         early = [callback for callback in self.trainer.early_stopping_callbacks if isinstance(callback, EarlyStopping)]
@@ -155,7 +155,7 @@ class Classifier(pl.LightningModule):
             "environment": describe_environment(),
             "history": [dict(row) for row in self.history],
             "seconds": self.seconds,
-            "random_state": _get_random_state(),
+            "random_state": _get_random_state(self.device),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -216,11 +216,12 @@ def warmup_cosine(step: int, warmup: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
 
 
-def _get_random_state() -> dict[str, Any]:
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+def _get_random_state(device: torch.device) -> dict[str, Any]:
+    # Asking for the state of a GPU starts CUDA, which a run on the CPU has no use for.
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None}
 
 
-def _set_random_state(state: dict[str, Any]) -> None:
+def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"].cpu())
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([part.cpu() for part in state["cuda"]])
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
