@@ -50,11 +50,11 @@ FASTDL_ACTIVATION(
     })
 
 FASTDL_ACTIVATION(
-    gelu, { return (u * A(0.5)) * (A(1) + error_function<A>(u * A(M_SQRT1_2))); },
+    gelu, { return u * normal_distribution<A>(u, decaying_exponential<A>(u * u * A(-0.5))); },
     {
-      V cumulative = A(0.5) * (A(1) + error_function<A>(u * A(M_SQRT1_2)));
-      V density = decaying_exponential<A>(u * u * A(-0.5)) * A(0.3989422804014326779);  // 1 / sqrt(2 pi)
-      return g * (cumulative + u * density);
+      V density_ratio = decaying_exponential<A>(u * u * A(-0.5));
+      V density = density_ratio * A(0.3989422804014326779);  // 1 / sqrt(2 pi)
+      return g * (normal_distribution<A>(u, density_ratio) + u * density);
     })
 
 // u/2 (1 + tanh(k (u + c u^3))), k = sqrt(2 / pi), c = 0.044715

@@ -157,28 +157,27 @@ FASTDL_INLINE Vector<A> hyperbolic_tangent(Vector<A> x) {
   }
 }
 
+// Phi(x), the standard normal distribution function, with density_ratio = e^(-x^2/2), which its derivative needs too.
 template <class A>
-FASTDL_INLINE Vector<A> error_function(Vector<A> x) {
+FASTDL_INLINE Vector<A> normal_distribution(Vector<A> x, Vector<A> density_ratio) {
   if constexpr (sizeof(A) == 8) {
-    return by_lane<A>(x, [](double v) { return std::erf(v); });
+    return by_lane<A>(x, [](double v) { return 0.5 * std::erfc(-v * M_SQRT1_2); });
   } else {
     using V = Vector<float>;
-    // A rational minimax approximation on [-4, 4]; erf(4) is 1 in float.
-    x = at_most(4.0f, at_least(-4.0f, x));
-    V w = x * x;
-    V p = broadcast(-2.72614225801306e-10f);
-    p = p * w + 2.77068142495902e-08f;
-    p = p * w - 2.10102402082508e-06f;
-    p = p * w - 5.69250639462346e-05f;
-    p = p * w - 7.34990630326855e-04f;
-    p = p * w - 2.95459980854025e-03f;
-    p = p * w - 1.60960333262415e-02f;
-    V q = broadcast(-1.45660718464996e-05f);
-    q = q * w - 2.13374055278905e-04f;
-    q = q * w - 1.68282697438203e-03f;
-    q = q * w - 7.37332916720468e-03f;
-    q = q * w - 1.42647390514189e-02f;
-    return x * p / q;
+    // Phi(-|x|) e^(x^2/2) as a polynomial in t = 1 / (1 + 0.28 |x|), minimax in relative error (7e-8) for |x| up to 20: the tail
+    // keeps its precision where 1 + erf would cancel.
+    const V t = reciprocal<A>(at_most(40.0f, absolute<A>(x)) * 0.28f + 1.0f);
+    V p = broadcast(0.02476531918386338f);
+    p = p * t - 0.09292806815239817f;
+    p = p * t + 0.0894377172519978f;
+    p = p * t - 0.0014866057217466466f;
+    p = p * t + 0.0685389130958353f;
+    p = p * t + 0.08565258862633432f;
+    p = p * t + 0.10254726007450049f;
+    p = p * t + 0.11177296471314066f;
+    p = p * t + 0.11169994749771935f;
+    const V tail = density_ratio * (p * t);
+    return x < 0.0f ? tail : 1.0f - tail;
   }
 }
 

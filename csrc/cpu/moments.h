@@ -35,7 +35,8 @@ class StripMoments {
  public:
   void add(const A* x, int64_t n) {
     while (n > 0) {
-      const int64_t m = n < chunk - pending_ ? n : chunk - pending_;
+      // The first chunk is short: its shift is a guess from a few values, which may be unlike the rest.
+      const int64_t most = moments_.count == 0 ? first_chunk : chunk, m = n < most - pending_ ? n : most - pending_;
       if (pending_ == 0 && moments_.count == 0) shift_ = mean_of(x, m < first ? m : first);
       const Vector<A> shift = broadcast(shift_);
       Vector<A> sum[2] = {sum_, {}}, squares[2] = {squares_, {}};
@@ -55,7 +56,7 @@ class StripMoments {
       sum_ = sum[0] + sum[1];
       squares_ = squares[0] + squares[1];
       pending_ += m;
-      if (pending_ == chunk) flush();
+      if (pending_ == most) flush();
       x += m;
       n -= m;
     }
@@ -67,7 +68,7 @@ class StripMoments {
   }
 
  private:
-  static constexpr int64_t chunk = 4096;
+  static constexpr int64_t chunk = 4096, first_chunk = 256;
   static constexpr int64_t first = 4 * lanes<A>;  // values whose mean is the first shift
 
   static A mean_of(const A* x, int64_t n) {

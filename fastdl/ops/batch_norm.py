@@ -61,7 +61,29 @@ def batch_norm(
         TypeError, ValueError: an argument has the wrong type, shape, dtype, device or value; the message names it.
         BackendError: a backend asked for by name cannot serve this call.
     """
-    op = "batch_norm"
+    return normalize_channels(
+        input, running_mean, running_var, weight, bias, training, momentum, eps,
+        activation=activation, activation_param=activation_param, order=order, residual=residual,
+    )  # fmt: skip
+
+
+def normalize_channels(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    *,
+    activation: str,
+    activation_param: float | None,
+    order: str,
+    residual: Tensor | None,
+    op: str = "batch_norm",
+) -> Tensor:
+    """`batch_norm` under the name of the op that was called, for its messages."""
     check_input(op, input)
     check_channel_parameter(op, "running_mean", running_mean, input)
     check_channel_parameter(op, "running_var", running_var, input)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from fastdl.ops.arguments import FLOATING, check_eps, check_input, check_order, check_residual, resolve_activation
-from fastdl.ops.batch_norm import batch_norm
+from fastdl.ops.arguments import (
+    FLOATING,
+    check_channel_parameter,
+    check_eps,
+    check_input,
+    check_order,
+    check_residual,
+    resolve_activation,
+)
+from fastdl.ops.batch_norm import normalize_channels
 from fastdl.ops.group_norm import normalize_groups
 from fastdl.reference.conv_norm_act import CONVOLUTIONS, count_groups, tracked_instance_norm, without_norm
 
@@ -72,6 +81,8 @@ def conv_norm_act(
     activation_param = parameter if activation in ("leaky_relu", "elu") else None
     check_eps(op, eps)
     x = CONVOLUTIONS[weight.ndim](input, weight, bias, stride, padding, dilation, groups)
+    check_channel_parameter(op, "norm_weight", norm_weight, x)
+    check_channel_parameter(op, "norm_bias", norm_bias, x)
     check_residual(op, residual, x.shape, x)
     if residual is not None and residual.dtype != x.dtype:
         residual = residual.to(x.dtype)
@@ -85,10 +96,20 @@ def conv_norm_act(
     if norm == "none":
         return without_norm(x, activation, parameter, inner, residual)
     if norm == "batch" or (norm == "instance" and running_mean is not None and not training):
-        return batch_norm(x, running_mean, running_var, norm_weight, norm_bias, training, momentum, eps, **rest)
+        return normalize_channels(
+            x, running_mean, running_var, norm_weight, norm_bias, training, momentum, eps, op=op, **rest
+        )
     if norm == "instance" and running_mean is not None and running_var is not None:
         return tracked_instance_norm(
-            x, running_mean, running_var, norm_weight, norm_bias, momentum, eps, normalize=batch_norm, **rest
+            x,
+            running_mean,
+            running_var,
+            norm_weight,
+            norm_bias,
+            momentum,
+            eps,
+            normalize=partial(normalize_channels, op=op),
+            **rest,
         )
     number = count_groups(norm, num_groups, x.shape[1])
     return normalize_groups(x, number, norm_weight, norm_bias, eps, op=op, **rest)

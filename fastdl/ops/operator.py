@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 
 from fastdl.ops import dispatch
 from fastdl.ops.eager import Observer, eager_apply
@@ -114,7 +115,8 @@ class FusedOperator:
         wanted = [i for i in range(self.differentiable) if needs[i] and tensors[i] is not None]
         gradients: list[Tensor | None] = [None] * self.differentiable
         pull_back = torch.func.vjp(self.output_of(wanted, tensors, statics), *(tensors[i] for i in wanted))[1]
-        for position, gradient in zip(wanted, pull_back(grad_output), strict=True):
+        # Outside of vjp its results may still be wrapped for the level that has ended; numpy() needs them bare.
+        for position, gradient in zip(wanted, unwrap_dead_wrappers(pull_back(grad_output)), strict=True):
             gradients[position] = gradient
         return tuple(gradients)
 

@@ -5,6 +5,8 @@ Both take the backend's name as it was asked for, ``auto`` included, so that an 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -62,9 +64,9 @@ def _run_backward(op: FusedOperator, grad_output: Tensor, *arguments: Any) -> tu
     input = tensors[0]
     backend = dispatch.choose(op.name, request, input.device.type, input.dtype)
     if backend == "reference":
-        with torch.enable_grad():
-            primals = [None if tensor is None else tensor.detach() for tensor in tensors]
-            gradients = op.differentiate(grad_output, primals, statics, needs)
+        # In a thread of its own: the dispatcher's state in this one lies below autograd, which would record nothing.
+        with ThreadPoolExecutor(1) as executor:
+            gradients = executor.submit(_reference_backward, op, grad_output, tensors, statics, needs).result()
     else:
         kernels = dispatch.implementation(op.name, backend)
         gradients = kernels.backward(grad_output, *tensors, statistics, *statics, needs)
@@ -72,6 +74,18 @@ def _run_backward(op: FusedOperator, grad_output: Tensor, *arguments: Any) -> tu
         _in_promised_layout(tensor, input, gradient)
         for tensor, gradient in zip(tensors[: op.differentiable], gradients, strict=True)
     )
+
+
+def _reference_backward(
+    op: FusedOperator, grad_output: Tensor, tensors: list[Any], statics: tuple[Any, ...], needs: Sequence[bool]
+) -> list[Tensor | None]:
+    wanted = [i for i in range(op.differentiable) if needs[i] and tensors[i] is not None]
+    primals = [tensors[i].detach().requires_grad_() for i in wanted]
+    output = op.output_of(wanted, tensors, statics)(*primals)
+    gradients: list[Tensor | None] = [None] * op.differentiable
+    for position, gradient in zip(wanted, torch.autograd.grad(output, primals, grad_output), strict=True):
+        gradients[position] = gradient
+    return gradients
 
 
 def _in_promised_layout(tensor: Tensor | None, input: Tensor, gradient: Tensor | None) -> Tensor:

@@ -61,7 +61,7 @@ def batch_norm_with_statistics(
         assert running_var is not None
         mean, variance = running_mean.double(), per_channel(running_var, x)
         centred = x - per_channel(running_mean, x)
-    output = affine(centred * torch.rsqrt(variance + eps), weight, bias)
+    output = affine(centred / torch.sqrt(variance + eps), weight, bias)
     output = after_norm(output, residual, activation, activation_param, order)
     statistics = torch.stack([mean.flatten(), variance.double().flatten()])
     return output.to(input.dtype), statistics.detach()

@@ -47,7 +47,7 @@ def group_norm_with_statistics(
     x = before_norm(input, residual, activation, activation_param, order)
     grouped = x.unflatten(1, (num_groups, -1))  # (N, G, C/G, *): a view for every memory layout
     mean, variance, centred = moments(grouped, list(range(2, grouped.ndim)))
-    normalized = (centred * torch.rsqrt(variance + eps)).flatten(1, 2)
+    normalized = (centred / torch.sqrt(variance + eps)).flatten(1, 2)
     output = after_norm(affine(normalized, weight, bias), residual, activation, activation_param, order)
     statistics = torch.stack([mean.flatten(1), variance.double().flatten(1)])
     return output.to(input.dtype), statistics.detach()

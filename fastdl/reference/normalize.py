@@ -16,13 +16,15 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def moments(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, biased variance and the centred ``x - mean`` over ``dims``, each with those dimensions kept as 1.
 
-    The mean is taken twice: a mean of 1e4 is itself rounded by 5e-4 in float32, and the second pass removes that.
+    The mean is taken twice: a mean of 1e4 is itself rounded by 5e-4 in float32, and the second pass removes that. Sums
+    run in float64, since torch adds up strided float32 values one after another.
     """
-    mean = x.mean(dims, keepdim=True)
-    centred = x - mean
-    remainder = centred.mean(dims, keepdim=True)
+    mean = x.mean(dims, keepdim=True, dtype=torch.float64)
+    centred = x - mean.to(x.dtype)
+    remainder = centred.mean(dims, keepdim=True, dtype=torch.float64).to(x.dtype)
     centred = centred - remainder
-    return mean.double() + remainder.double(), centred.square().mean(dims, keepdim=True), centred
+    variance = centred.square().mean(dims, keepdim=True, dtype=torch.float64).to(x.dtype)
+    return mean.to(x.dtype).double() + remainder, variance, centred
 
 
 def before_norm(input: Tensor, residual: Tensor | None, activation: str, parameter: float | None, order: str) -> Tensor:

@@ -69,11 +69,11 @@ def assert_as_right_as_torch(
     )
 
 
-def relative_error(result: Tensor, truth: Tensor) -> float:
-    """The largest error relative to the largest value, over what is finite in both; 0 for nothing."""
-    result, truth = (t.detach().to("cpu", torch.float64) for t in (result, truth))
+def relative_error(result: Tensor, truth: Tensor, scale_of: Tensor) -> float:
+    """The largest error relative to the largest value of ``scale_of``, over what is finite in both; 0 for nothing."""
+    result, truth, scale_of = (t.detach().to("cpu", torch.float64) for t in (result, truth, scale_of))
     finite = result.isfinite() & truth.isfinite()
-    scale = largest(truth[finite]) if finite.any() else 0.0
+    scale = largest(scale_of[scale_of.isfinite()]) if finite.any() else 0.0
     return largest((result - truth)[finite]) / scale if scale else 0.0
 
 
