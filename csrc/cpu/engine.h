@@ -51,16 +51,10 @@ class Engine {
   // sums[0] += sum gu, sums[1] += sum gu (z - center). Where `keep` is not null, keep = gu, for backward_kept.
   void reduce(const T* x, const T* r, const T* g, A* keep, int64_t n, Affine<A> map, double* sums, int64_t ahead) const {
     auto run = [&](const A* x, const A* r, const A* g, A* keep, int64_t m) {
-      A partial[2] = {0, 0};
-      after_->reduce_strip(x, r, g, keep, m, map, parameter_, partial, straight() ? ahead : 0);
-      sums[0] += partial[0];
-      sums[1] += partial[1];
+      after_->reduce_strip(x, r, g, keep, m, map, parameter_, sums, straight() ? ahead : 0);
     };
     if (straight()) {
-      constexpr int64_t most = 8192;  // so that few enough values are summed in float
-      for (int64_t i = 0; i < n; i += most)
-        run(as_arithmetic(x + i), r ? as_arithmetic(r + i) : nullptr, as_arithmetic(g + i), keep ? keep + i : nullptr,
-            min(n - i, most));
+      run(as_arithmetic(x), as_arithmetic(r), as_arithmetic(g), keep, n);
       return;
     }
     A z[tile], spare[tile], residual[tile], gradient[tile];
@@ -140,7 +134,7 @@ class Engine {
   }
 
   void reduce_rows(Rows<const T> x, Rows<const T> r, Rows<const T> g, Rows<A> keep, int64_t rows, int64_t columns,
-                   AffineColumns<A> map, A* gradient_sums, A* product_sums, int64_t ahead) const {
+                   AffineColumns<A> map, double* gradient_sums, double* product_sums, int64_t ahead) const {
     if (straight()) {
       after_->reduce_rows(cast(x), cast(r), cast(g), keep, rows, columns, map, parameter_, gradient_sums, product_sums, ahead);
       return;

@@ -39,22 +39,17 @@ class StripMoments {
       const int64_t most = moments_.count == 0 ? first_chunk : chunk, m = n < most - pending_ ? n : most - pending_;
       if (pending_ == 0 && moments_.count == 0) shift_ = mean_of(x, m < first ? m : first);
       const Vector<A> shift = broadcast(shift_);
-      Vector<A> sum[2] = {sum_, {}}, squares[2] = {squares_, {}};
-      int64_t i = 0;
-      for (; i + 2 * lanes<A> <= m; i += 2 * lanes<A>) {
-        for (int k = 0; k < 2; ++k) {
-          const Vector<A> d = load(x + i + k * lanes<A>) - shift;
-          sum[k] += d;
-          squares[k] += d * d;
-        }
+      constexpr int64_t few = 8 * lanes<A>;
+      for (int64_t start = 0; start < m; start += few) {
+        Vector<A> sum{}, squares{};
+        sweep<A>(m - start < few ? m - start : few, [&](int64_t offset, auto part) {
+          const Vector<A> d = part.clear_rest(part.load(x + start + offset) - shift);
+          sum += d;
+          squares += d * d;
+        });
+        sum_.add(sum);
+        squares_.add(squares);
       }
-      sweep<A>(m - i, [&](int64_t j, auto part) {
-        const Vector<A> d = part.clear_rest(part.load(x + i + j) - shift);
-        sum[0] += d;
-        squares[0] += d * d;
-      });
-      sum_ = sum[0] + sum[1];
-      squares_ = squares[0] + squares[1];
       pending_ += m;
       if (pending_ == most) flush();
       x += m;
@@ -81,17 +76,17 @@ class StripMoments {
 
   void flush() {
     if (pending_ == 0) return;
-    const double n = double(pending_), sum = sum_lanes<A>(sum_), squares = sum_lanes<A>(squares_);
+    const double n = double(pending_), sum = sum_.total(), squares = squares_.total();
     moments_.merge({n, double(shift_) + sum / n, squares - sum * sum / n});
     shift_ = A(moments_.mean);
-    sum_ = squares_ = Vector<A>{};
+    sum_ = squares_ = WideSum<A>{};
     pending_ = 0;
   }
 
   Moments moments_;
   A shift_ = 0;
   int64_t pending_ = 0;
-  Vector<A> sum_{}, squares_{};
+  WideSum<A> sum_, squares_;
 };
 
 // Moments of each column of rows of values; all columns have the same count.

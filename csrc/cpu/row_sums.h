@@ -45,29 +45,18 @@ void block_moments(const Engine<T>& engine, const RowPlan& plan, int64_t block, 
 template <class T, class A = Arithmetic<T>>
 void block_sums(const Engine<T>& engine, const RowPlan& plan, int64_t block, Rows<const T> x, Rows<const T> r, Rows<const T> g,
                 Rows<A> keep, AffineColumns<A> map, double* gradient_sums, double* product_sums, int64_t ahead) {
-  constexpr int64_t most = 32;  // rows that are summed in A before the sums go on in double
-  std::vector<A> sums(2 * plan.columns);
+  const int64_t stride = plan.columns + 16;  // room for a whole vector past the end
+  std::vector<double> sums(2 * stride);
   for (int64_t c = 0; c < plan.channels; ++c) gradient_sums[c] = product_sums[c] = 0;
   plan.visit(block, block + 1, [&](int64_t first, int64_t rows, int64_t columns) {
-    for (int64_t row = first; row < first + rows; row += most) {
-      const int64_t height = first + rows - row < most ? first + rows - row : most;
-      std::fill(sums.begin(), sums.end(), A(0));
-      engine.reduce_rows({x.first + row * x.stride, x.stride}, r ? Rows<const T>{r.first + row * r.stride, r.stride} : r,
-                         {g.first + row * g.stride, g.stride}, keep ? Rows<A>{keep.first + row * keep.stride, keep.stride} : keep,
-                         height, columns, map, sums.data(), sums.data() + plan.columns, ahead);
-      if (plan.columns == plan.channels) {
-        for (int64_t c = 0; c < columns; ++c) {
-          gradient_sums[c] += sums[c];
-          product_sums[c] += sums[plan.columns + c];
-        }
-      } else {
-        for (int64_t j = 0; j < columns; ++j) {
-          gradient_sums[plan.channel(j)] += sums[j];
-          product_sums[plan.channel(j)] += sums[plan.columns + j];
-        }
-      }
-    }
+    engine.reduce_rows({x.first + first * x.stride, x.stride}, r ? Rows<const T>{r.first + first * r.stride, r.stride} : r,
+                       {g.first + first * g.stride, g.stride}, keep ? Rows<A>{keep.first + first * keep.stride, keep.stride} : keep,
+                       rows, columns, map, sums.data(), sums.data() + stride, ahead);
   });
+  for (int64_t j = 0; j < plan.columns; ++j) {
+    gradient_sums[plan.channel(j)] += sums[j];
+    product_sums[plan.channel(j)] += sums[stride + j];
+  }
 }
 
 // The moments of all blocks from those of each, channel by channel: blocks is (count of blocks, 2, channels).

@@ -47,10 +47,12 @@ struct Spans {
   void (*forward_strip)(const A* x, const A* r, A* y, int64_t n, Affine<A> map, A parameter, int64_t ahead);
   void (*forward_rows)(Rows<const A> x, Rows<const A> r, Rows<A> y, int64_t rows, int64_t columns, AffineColumns<A> map,
                        A parameter, int64_t ahead);
-  // sums[0] += sum gu, sums[1] += sum gu (x - center); by column for rows. Where `keep` is not null, keep = gu.
-  void (*reduce_strip)(const A* x, const A* r, const A* g, A* keep, int64_t n, Affine<A> map, A parameter, A* sums, int64_t ahead);
+  // sums[0] += sum gu, sums[1] += sum gu (x - center); by column for rows, whose arrays end in room for a whole vector. Where
+  // `keep` is not null, keep = gu.
+  void (*reduce_strip)(const A* x, const A* r, const A* g, A* keep, int64_t n, Affine<A> map, A parameter, double* sums,
+                       int64_t ahead);
   void (*reduce_rows)(Rows<const A> x, Rows<const A> r, Rows<const A> g, Rows<A> keep, int64_t rows, int64_t columns,
-                      AffineColumns<A> map, A parameter, A* gradient_sums, A* product_sums, int64_t ahead);
+                      AffineColumns<A> map, A parameter, double* gradient_sums, double* product_sums, int64_t ahead);
   // gx = gu by_gradient + (x - center) by_input + constant; gr = gu. Either output may be null.
   void (*backward_strip)(const A* x, const A* r, const A* g, A* gx, A* gr, int64_t n, Affine<A> map, Slope<A> slope, A parameter);
   void (*backward_rows)(Rows<const A> x, Rows<const A> r, Rows<const A> g, Rows<A> gx, Rows<A> gr, int64_t rows, int64_t columns,

@@ -62,37 +62,43 @@ struct SpansOf {
     });
   }
 
-  static void reduce_strip(const A* x, const A* r, const A* g, A* keep, int64_t n, Affine<A> map, A parameter, A* sums,
+  static void reduce_strip(const A* x, const A* r, const A* g, A* keep, int64_t n, Affine<A> map, A parameter, double* sums,
                            int64_t ahead) {
     const V center = broadcast(map.center), scale = broadcast(map.scale), shift = broadcast(map.shift);
-    V gradient_sum{}, product_sum{};
+    WideSum<A> gradient_total, product_total;
     decide(r, [&](auto has_residual) {
       decide(keep, [&](auto keeps) {
-        sweep<A>(n, [&](int64_t i, auto part) {
-          __builtin_prefetch(x + i + ahead);
-          __builtin_prefetch(g + i + ahead);
-          V value = part.load(x + i);
-          V gu = Act::gradient(part.load(g + i), affine(part, value, r + i, center, scale, shift, has_residual), parameter);
-          if constexpr (keeps.value) part.store(keep + i, gu);
-          gu = part.clear_rest(gu);
-          gradient_sum += gu;
-          product_sum += gu * part.clear_rest(value - center);
-        });
+        constexpr int64_t few = 8 * lanes<A>;
+        for (int64_t start = 0; start < n; start += few) {
+          V gradient_sum{}, product_sum{};
+          sweep<A>(n - start < few ? n - start : few, [&](int64_t offset, auto part) {
+            const int64_t i = start + offset;
+            __builtin_prefetch(x + i + ahead);
+            __builtin_prefetch(g + i + ahead);
+            V value = part.load(x + i);
+            V gu = Act::gradient(part.load(g + i), affine(part, value, r + i, center, scale, shift, has_residual), parameter);
+            if constexpr (keeps.value) part.store(keep + i, gu);
+            gu = part.clear_rest(gu);
+            gradient_sum += gu;
+            product_sum += gu * part.clear_rest(value - center);
+          });
+          gradient_total.add(gradient_sum);
+          product_total.add(product_sum);
+        }
       });
     });
-    sums[0] += sum_lanes<A>(gradient_sum);
-    sums[1] += sum_lanes<A>(product_sum);
+    sums[0] += gradient_total.total();
+    sums[1] += product_total.total();
   }
 
   static void reduce_rows(Rows<const A> x, Rows<const A> r, Rows<const A> g, Rows<A> keep, int64_t rows, int64_t columns,
-                          AffineColumns<A> map, A parameter, A* gradient_sums, A* product_sums, int64_t ahead) {
+                          AffineColumns<A> map, A parameter, double* gradient_sums, double* product_sums, int64_t ahead) {
     decide(bool(r), [&](auto has_residual) {
       decide(bool(keep), [&](auto keeps) {
         int64_t row = 0;
         auto block = [&](auto count) {
           sweep<A>(columns, [&](int64_t j, auto part) {
             const V center = part.load(map.center + j), scale = part.load(map.scale + j), shift = part.load(map.shift + j);
-            // The block's own sums first: with a fourth of the additions one after another, half the rounding error.
             V gradient_sum{}, product_sum{};
 #pragma GCC unroll 4
             for (int64_t k = row; k < row + count.value; ++k) {
@@ -105,8 +111,8 @@ struct SpansOf {
               gradient_sum += gu;
               product_sum += gu * (value - center);
             }
-            part.store(gradient_sums + j, part.load(gradient_sums + j) + gradient_sum);
-            part.store(product_sums + j, part.load(product_sums + j) + product_sum);
+            WideSum<A>::add_to(gradient_sums + j, part.clear_rest(gradient_sum));
+            WideSum<A>::add_to(product_sums + j, part.clear_rest(product_sum));
           });
           row += count.value;
         };

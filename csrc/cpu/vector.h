@@ -109,6 +109,41 @@ struct First {
   FASTDL_INLINE Vector<A> clear_rest(Vector<A> v) const { return fastdl::load(lane_numbers<A>) < A(count) ? v : Vector<A>{}; }
 };
 
+// Running sums of the lanes in double. Sums of many floats go here every few vectors: torch's own kernels sum in double on the CPU,
+// and a float that has grown to 100 rounds each further addend by 4e-6.
+template <class A>
+struct WideSum {
+  Vector<double> parts[sizeof(double) / sizeof(A)] = {};
+
+  FASTDL_INLINE void add(Vector<A> v) {
+    if constexpr (sizeof(A) == 8) {
+      parts[0] += v;
+    } else {
+#if FASTDL_AVX512
+      parts[0] += (Vector<double>)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v));
+      parts[1] += (Vector<double>)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
+#elif FASTDL_AVX2
+      parts[0] += (Vector<double>)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v));
+      parts[1] += (Vector<double>)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1));
+#else
+      for (int i = 0; i < lanes<A>; ++i) parts[i / lanes<double>][i % lanes<double>] += double(v[i]);
+#endif
+    }
+  }
+  // The same onto sums in memory.
+  static FASTDL_INLINE void add_to(double* sums, Vector<A> v) {
+    WideSum wide;
+    for (int i = 0; i < int(sizeof(double) / sizeof(A)); ++i) wide.parts[i] = load(sums + i * lanes<double>);
+    wide.add(v);
+    for (int i = 0; i < int(sizeof(double) / sizeof(A)); ++i) store(sums + i * lanes<double>, wide.parts[i]);
+  }
+  FASTDL_INLINE double total() const {
+    Vector<double> sum = parts[0];
+    if constexpr (sizeof(A) == 4) sum += parts[1];
+    return sum_lanes<double>(sum);
+  }
+};
+
 // Calls body(offset, part) over n values: Whole vectors, then First for what is left.
 template <class A, class Body>
 FASTDL_INLINE void sweep(int64_t n, Body&& body) {

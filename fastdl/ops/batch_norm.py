@@ -113,6 +113,8 @@ def normalize_channels(
             torch.ops.fastdl_cpu.update_running_statistics.default(
                 running_mean, running_var, statistics, count, momentum
             )
+            # The kernel writes behind autograd's back; whoever saved the old values must be told.
+            torch.autograd.graph.increment_version([t for t in (running_mean, running_var) if t is not None])
         else:
             update_running_statistics(running_mean, running_var, statistics, count, momentum)
 

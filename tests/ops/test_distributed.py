@@ -16,7 +16,7 @@ pytestmark = [
 
 # Each rank trains on its half of the batch; group norm does not mix samples, so both halves together are one batch.
 PROGRAM = """
-import sys, tempfile, warnings
+import sys
 import torch, fastdl
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -68,8 +68,7 @@ def work(rank, kind, file):
     dist.destroy_process_group()
 
 if __name__ == "__main__":
-    with tempfile.NamedTemporaryFile() as file:
-        mp.start_processes(work, (sys.argv[1], file.name + ".store"), nprocs=2, start_method="fork")
+    mp.start_processes(work, (sys.argv[1], sys.argv[2]), nprocs=2, start_method="fork")
     print("equal")
 """
 
@@ -82,6 +81,11 @@ def test_two_processes_train_as_one(kind: str, tmp_path) -> None:
     available = fastdl.backends()["cpu"].available
     program.write_text(textwrap.dedent(PROGRAM).replace("AVAILABLE", str(available)))
     result = subprocess.run(
-        [sys.executable, str(program), kind], capture_output=True, text=True, check=False, timeout=280, cwd=tmp_path
+        [sys.executable, str(program), kind, str(tmp_path / "store")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+        cwd=tmp_path,
     )
     assert result.stdout.split()[-1:] == ["equal"], result.stderr[-3000:]

@@ -34,6 +34,7 @@ def assert_as_right_as_torch(
     typical: float = 0.0,
     bounded: bool = False,
     floor: float = 0.0,
+    factor: float = 1.5,
 ) -> None:
     """Asserts DESIGN's rule for one output or gradient.
 
@@ -45,6 +46,7 @@ def assert_as_right_as_torch(
         typical: torch's error relative to the scale, from other draws of the same problem. The largest error of a few
             numbers is a matter of luck, and torch's luck in one draw is no measure of the rounding in its method.
         bounded: whether ``SANE`` holds as well. Not where the truth is small by cancellation, as some gradients are.
+        factor: how many times torch's error is allowed.
         floor: the least scale of the result; for gradients that are 0 but for the rounding of what cancels.
     """
     assert ours.shape == truth.shape, f"{name}: shape {tuple(ours.shape)}, expected {tuple(truth.shape)}"
@@ -57,7 +59,7 @@ def assert_as_right_as_torch(
         return
     scale = max(largest(truth64[finite]), floor)
     baseline_error = max(largest((baseline64 - truth64)[finite]), typical * scale)
-    allowed = 1.5 * baseline_error + unit_in_last_place(ours.dtype, scale)
+    allowed = factor * baseline_error + unit_in_last_place(ours.dtype, scale)
     if ours.dtype == torch.float64:
         allowed += FLOAT64_SLACK * unit_in_last_place(ours.dtype, scale)
     if bounded:

@@ -189,7 +189,7 @@ def problem_rows(operator: Operator) -> list[Any]:
 def draws_of(case: Case) -> int:
     """How often a problem is drawn to see how far torch's own error goes: with few numbers that is a matter of luck."""
     values = torch.Size(case.shape).numel()
-    return 12 if values <= 1 << 10 else 4 if values <= 1 << 17 else 1
+    return 12 if values <= 1 << 15 else 4 if values <= 1 << 17 else 1
 
 
 @dataclass(frozen=True)
@@ -228,10 +228,15 @@ def check_parity(operator: Operator, case: Case, dtype: torch.dtype, backend: st
     expected = expected_of(operator.name, case, dtype, device)
     with fastdl.use_backend(backend):
         ours = solve(operator, operator.ours, case, expected.problem)
-    assert_solution(operator, case, ours, expected)
+    assert_solution(operator, case, ours, expected, backend)
 
 
-def assert_solution(operator: Operator, case: Case, ours: Tensors, expected: Expected) -> None:
+# On the CPU torch sums the gradients of weight and bias in float64. The reference leaves that to autograd, which
+# does it in float32 as torch does everywhere else, so its sums may be off by more.
+SUMS_OF_THE_REFERENCE = 3.0
+
+
+def assert_solution(operator: Operator, case: Case, ours: Tensors, expected: Expected, backend: str = "auto") -> None:
     """Every result against the truth, with torch's composition as the yardstick."""
     assert ours.keys() == expected.truth.keys() == expected.baseline.keys()
     # torch's group_norm gives NaN as the weight's gradient where there are no positions; its batch_norm gives the 0 of
@@ -252,6 +257,7 @@ def assert_solution(operator: Operator, case: Case, ours: Tensors, expected: Exp
             typical=typical,
             bounded=case.bounded or name == "output",
             floor=floor,
+            factor=SUMS_OF_THE_REFERENCE if backend == "reference" and result.ndim == 1 else 1.5,
         )
 
 
