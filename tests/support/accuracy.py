@@ -35,6 +35,7 @@ def assert_as_right_as_torch(
     bounded: bool = False,
     floor: float = 0.0,
     factor: float = 1.5,
+    units: float = 1.0,
 ) -> None:
     """Asserts DESIGN's rule for one output or gradient.
 
@@ -47,6 +48,7 @@ def assert_as_right_as_torch(
             numbers is a matter of luck, and torch's luck in one draw is no measure of the rounding in its method.
         bounded: whether ``SANE`` holds as well. Not where the truth is small by cancellation, as some gradients are.
         factor: how many times torch's error is allowed.
+        units: how many units in the last place of the scale are allowed besides.
         floor: the least scale of the result; for gradients that are 0 but for the rounding of what cancels.
     """
     assert ours.shape == truth.shape, f"{name}: shape {tuple(ours.shape)}, expected {tuple(truth.shape)}"
@@ -59,7 +61,7 @@ def assert_as_right_as_torch(
         return
     scale = max(largest(truth64[finite]), floor)
     baseline_error = max(largest((baseline64 - truth64)[finite]), typical * scale)
-    allowed = factor * baseline_error + unit_in_last_place(ours.dtype, scale)
+    allowed = factor * baseline_error + units * unit_in_last_place(ours.dtype, scale)
     if ours.dtype == torch.float64:
         allowed += FLOAT64_SLACK * unit_in_last_place(ours.dtype, scale)
     if bounded:
