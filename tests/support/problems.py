@@ -235,8 +235,8 @@ def check_parity(operator: Operator, case: Case, dtype: torch.dtype, backend: st
 # does it in float32 as torch does everywhere else, so its sums may be off by more.
 SUMS_OF_THE_REFERENCE = 3.0
 
-# A gradient of weight or bias adds up thousands of values, each rounded before: measured, up to a tenth of a unit over the
-# rule at 2052 values a channel.
+# A gradient of weight or bias adds up thousands of values, each rounded before: measured, up to a tenth of a unit
+# over the rule at 2052 values a channel.
 UNITS_OF_A_SUM = 2.0
 
 
