@@ -1,17 +1,11 @@
-// The one file that speaks to PyTorch, in the LibTorch stable ABI: it registers the native ops in the namespace fastdl_cpu, brings
+// The CPU kernels as ops of torch, in the LibTorch stable ABI: registers them in the namespace fastdl_cpu, brings
 // tensors to a layout that the kernels read in place, and allocates their results. The kernels see raw pointers.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <optional>
-#include <string>
 #include <tuple>
-#include <vector>
 
 #include "cpu/batch_norm.h"
 #include "cpu/group_norm.h"
 #include "cpu/pool.h"
+#include "tensors.h"
 
 namespace fastdl {
 
@@ -27,96 +21,14 @@ int64_t thread_count() { return torch::stable::get_num_threads(); }
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using MaybeTensor = std::optional<Tensor>;
-using Shape = std::vector<int64_t>;
-
-Dtype dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return Dtype::float32;
-    case ScalarType::Double: return Dtype::float64;
-    case ScalarType::BFloat16: return Dtype::bfloat16;
-    case ScalarType::Half: return Dtype::float16;
-    default: STD_TORCH_CHECK(false, "fastdl: a tensor must be float32, float64, bfloat16 or float16");
-  }
-  return Dtype::float32;
-}
-
-Tensor empty_strided(const Shape& sizes, const Shape& strides, ScalarType dtype) {
-  AtenTensorHandle handle;
-  const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), type, aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
-}
-
 // An uninitialised tensor, from the pool where it is large.
-Tensor make(const Shape& sizes, const Shape& strides, ScalarType dtype, int64_t count, size_t element_size) {
-  void* block = pool_allocate(size_t(count) * element_size);
-  if (!block) return empty_strided(sizes, strides, dtype);
+Tensor make(const Shape& sizes, const Shape& strides, const Tensor& like, int64_t count) {
+  const ScalarType dtype = like.scalar_type();
+  void* block = pool_allocate(size_t(count) * like.element_size());
+  if (!block) return empty_strided(sizes, strides, dtype, like);
   void (*release)(void*) = pool_release;
   return torch::stable::from_blob(block, sizes, strides, torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype, release);
 }
-
-// The shape of a call, and the layout of its output: channels last if the input's channels are innermost in memory, else NCHW.
-// fastdl.ops.operator.output_like says the same in Python, for tracing.
-struct Geometry {
-  Shape sizes, dense;
-  int64_t samples, channels, positions = 1, count;
-  bool channels_last = false;
-
-  explicit Geometry(const Tensor& input) {
-    const auto shape = input.sizes();
-    sizes.assign(shape.begin(), shape.end());
-    samples = sizes[0];
-    channels = sizes[1];
-    for (size_t i = 2; i < sizes.size(); ++i) positions *= sizes[i];
-    count = samples * channels * positions;
-    dense.resize(sizes.size());
-    channels_last = sizes.size() > 2 && !input.is_contiguous() && has_inner_channels(input.strides());
-    int64_t stride = channels_last ? channels : 1;
-    for (size_t i = sizes.size() - 1; i >= 2; --i) {
-      dense[i] = stride;
-      stride *= sizes[i] > 0 ? sizes[i] : 1;
-    }
-    dense[1] = channels_last ? 1 : stride;
-    dense[0] = channels_last ? stride : stride * (channels > 0 ? channels : 1);
-  }
-
-  // One position is both layouts; the kernels know it as channels last.
-  bool rows() const { return channels_last || positions == 1; }
-
-  // The tensor's strides as the kernels take them, if they can read it where it is.
-  std::optional<Strides> in_place(const Tensor& tensor) const {
-    const auto given = tensor.strides();
-    int64_t position = 0, length = 1;
-    for (size_t i = sizes.size() - 1; i >= 2; --i) {
-      if (sizes[i] == 1) continue;
-      if (length == 1) position = given[i];
-      else if (given[i] != position * length) return std::nullopt;
-      length *= sizes[i];
-    }
-    if (positions == 1) position = given[0];
-    const bool fits = rows() ? given[1] == 1 || channels == 1 : position == 1;
-    if (!fits) return std::nullopt;
-    return Strides{given[0], rows() ? 1 : given[1], position};
-  }
-
- private:
-  template <class Given>
-  bool has_inner_channels(const Given& strides) const {
-    if (strides[1] != 1) return false;
-    int64_t innermost = channels;
-    for (size_t step = sizes.size() - 1; step >= 1; --step) {
-      const size_t i = step == 1 ? 0 : step;
-      if (sizes[i] == 1) continue;
-      if (strides[i] < innermost) return false;
-      innermost = strides[i] * sizes[i];
-    }
-    return true;
-  }
-};
 
 // A tensor that the kernels can read: itself, or a dense copy in the call's layout.
 struct Operand {
@@ -128,7 +40,7 @@ struct Operand {
       strides = *fit;
       return;
     }
-    tensor = make(geometry.sizes, geometry.dense, given.scalar_type(), geometry.count, given.element_size());
+    tensor = make(geometry.sizes, geometry.dense, given, geometry.count);
     torch::stable::copy_(tensor, given);
     strides = *geometry.in_place(tensor);
   }
@@ -152,7 +64,7 @@ std::vector<double> by_channel(const MaybeTensor& parameter) {
 }
 
 Tensor like_parameter(const Tensor& parameter, const std::vector<double>& values) {
-  Tensor out = empty_strided({int64_t(values.size())}, {1}, parameter.scalar_type());
+  Tensor out = empty_strided({int64_t(values.size())}, {1}, parameter.scalar_type(), parameter);
   with_dtype(dtype_of(parameter), [&](auto t) {
     using T = decltype(t);
     T* p = static_cast<T*>(out.mutable_data_ptr());
@@ -162,13 +74,6 @@ Tensor like_parameter(const Tensor& parameter, const std::vector<double>& values
     }
   });
   return out;
-}
-
-Activation activation_named(const std::string& name) {
-  for (int i = 0; i < activation_count; ++i)
-    if (name == activation_names[i]) return Activation(i);
-  STD_TORCH_CHECK(false, "fastdl: unknown activation ", name);
-  return Activation::identity;
 }
 
 // All that forward and backward of every norm share.
@@ -205,15 +110,9 @@ struct Call {
 
   Tensor make_output() const {
     const Tensor& given = input.tensor;
-    return make(geometry.sizes, geometry.dense, given.scalar_type(), geometry.count, given.element_size());
+    return make(geometry.sizes, geometry.dense, given, geometry.count);
   }
 };
-
-Tensor make_statistics(const Shape& sizes) {
-  Shape strides(sizes.size(), 1);
-  for (size_t i = sizes.size() - 1; i > 0; --i) strides[i - 1] = strides[i] * (sizes[i] > 0 ? sizes[i] : 1);
-  return empty_strided(sizes, strides, ScalarType::Double);
-}
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
@@ -248,7 +147,7 @@ std::tuple<Tensor, Tensor> group_norm_forward_op(const Tensor& input, const Mayb
                                                  const std::string& activation, double parameter, bool activation_first) {
   const Call call(input, weight, bias, residual, eps, activation, parameter, activation_first);
   Tensor output = call.make_output();
-  Tensor statistics = make_statistics({2, call.geometry.samples, num_groups});
+  Tensor statistics = empty_statistics({2, call.geometry.samples, num_groups}, input);
   double* values = static_cast<double*>(statistics.mutable_data_ptr());
   if (call.geometry.count) group_norm_forward(call.norm, num_groups, output.mutable_data_ptr(), values);
   else std::fill(values, values + statistics.numel(), 0.0);
@@ -273,7 +172,7 @@ std::tuple<Tensor, Tensor> batch_norm_forward_op(const Tensor& input, const Mayb
                                                  double parameter, bool activation_first) {
   const Call call(input, weight, bias, residual, eps, activation, parameter, activation_first);
   Tensor output = call.make_output();
-  Tensor statistics = make_statistics({2, call.geometry.channels});
+  Tensor statistics = empty_statistics({2, call.geometry.channels}, input);
   double* values = static_cast<double*>(statistics.mutable_data_ptr());
   const bool given = running_mean && running_var;
   std::fill(values, values + statistics.numel(), 0.0);

@@ -2,14 +2,10 @@
 // Conditions are written so that NaN passes, and ties fall where torch has them (relu'(0) = 0, hardswish'(3) = 1).
 #pragma once
 
+#include "../types.h"
 #include "elementary.h"
 
 namespace fastdl {
-
-enum class Activation { identity, relu, leaky_relu, sigmoid, tanh, silu, gelu, gelu_tanh, elu, hardswish, mish, softplus };
-inline constexpr int activation_count = 12;
-inline constexpr const char* activation_names[activation_count] = {
-    "identity", "relu", "leaky_relu", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh", "elu", "hardswish", "mish", "softplus"};
 
 template <class A, Activation activation>
 struct Activate;

@@ -94,7 +94,7 @@ class BatchNorm {
         StripMoments<A> total[StripPlan::most_channels];
         plan.visit(norm_, slab, part, [&](int64_t j, int64_t c, int64_t n, int64_t begin, int64_t count) {
           engine_.visit(x_ + offset(norm_.input_strides, n, c) + begin, residual(n, c, begin), count,
-                        [&](const A* z, int64_t m) { total[j].add(z, m); });
+                        [&](const auto* z, int64_t m) { total[j].add(z, m); });
         });
         for (int64_t j = 0; j < plan.channels_in(norm_, slab); ++j)
           moments[part * norm_.channels + slab * plan.channels_each + j] = total[j].result();

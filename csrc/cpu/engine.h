@@ -1,12 +1,10 @@
-// From tensors to spans: brings a strip or rows of any dtype to the arithmetic type, a tile at a time in the first-level cache,
-// runs the span loops there, and writes the result back. float and double go straight through.
+// From tensors to the span loops. Where the activation comes last these read and write the tensors themselves.
 //
 // With the activation first (order act_norm) the tensor that is normalised is z = act(x) + residual. It is computed a tile at a
-// time wherever it is needed and never written to memory.
+// time, in the arithmetic type and in the first-level cache, wherever it is needed, and never written to memory.
 #pragma once
 
 #include "spans.h"
-#include "storage.h"
 
 namespace fastdl {
 
@@ -16,263 +14,201 @@ class Engine {
   using A = Arithmetic<T>;
 
   Engine(Activation activation, double parameter, bool activation_first)
-      : after_(&spans<A>(activation_first ? Activation::identity : activation)),
-        before_(activation_first ? &spans<A>(activation) : nullptr),
+      : last_(activation_first ? nullptr : &spans<T>(activation)),
+        first_(activation_first ? &spans<A>(activation) : nullptr),
         parameter_(A(parameter)) {}
 
-  // f(z, n) for consecutive tiles of the values whose moments are taken.
+  // f(z, n) for consecutive tiles of the values whose moments are taken: of T, or of A where the activation comes first.
   template <class F>
   void visit(const T* x, const T* r, int64_t n, F&& f) const {
-    if (straight()) {
-      f(as_arithmetic(x), n);
+    if (last_) {
+      f(x, n);
       return;
     }
-    A z[tile], spare[tile];
-    for (int64_t i = 0; i < n; i += tile) {
-      const int64_t m = min(n - i, tile);
-      f(input(x + i, r ? r + i : nullptr, m, z, spare), m);
-    }
+    Tile z;
+    tiles(n, [&](int64_t i, int64_t m) { f(activated(x + i, r ? r + i : nullptr, m, z), m); });
   }
 
   void forward(const T* x, const T* r, T* y, int64_t n, Affine<A> map, int64_t ahead) const {
-    if (straight()) {
-      after_->forward_strip(as_arithmetic(x), as_arithmetic(r), as_arithmetic(y), n, map, parameter_, ahead);
+    if (last_) {
+      last_->forward_strip(x, r, y, n, map, parameter_, ahead);
       return;
     }
-    A z[tile], spare[tile], residual[tile], out[tile];
-    for (int64_t i = 0; i < n; i += tile) {
-      const int64_t m = min(n - i, tile);
-      const A* source = input(x + i, r ? r + i : nullptr, m, z, spare);
-      after_->forward_strip(source, late_residual(r, i, m, residual), out, m, map, parameter_, 0);
-      put(out, y + i, m);
-    }
+    Tile z, out;
+    tiles(n, [&](int64_t i, int64_t m) {
+      plain().forward_strip(activated(x + i, r ? r + i : nullptr, m, z), nullptr, out.values, m, map, 0, 0);
+      narrow(out.values, y + i, m);
+    });
   }
 
   // sums[0] += sum gu, sums[1] += sum gu (z - center). Where `keep` is not null, keep = gu, for backward_kept.
   void reduce(const T* x, const T* r, const T* g, A* keep, int64_t n, Affine<A> map, double* sums, int64_t ahead) const {
-    auto run = [&](const A* x, const A* r, const A* g, A* keep, int64_t m) {
-      after_->reduce_strip(x, r, g, keep, m, map, parameter_, sums, straight() ? ahead : 0);
-    };
-    if (straight()) {
-      run(as_arithmetic(x), as_arithmetic(r), as_arithmetic(g), keep, n);
+    if (last_) {
+      last_->reduce_strip(x, r, g, keep, n, map, parameter_, sums, ahead);
       return;
     }
-    A z[tile], spare[tile], residual[tile], gradient[tile];
-    for (int64_t i = 0; i < n; i += tile) {
-      const int64_t m = min(n - i, tile);
-      const A* source = input(x + i, r ? r + i : nullptr, m, z, spare);
-      run(source, late_residual(r, i, m, residual), get(g + i, m, gradient), keep ? keep + i : nullptr, m);
-    }
+    Tile z, gradient;
+    tiles(n, [&](int64_t i, int64_t m) {
+      const A* source = activated(x + i, r ? r + i : nullptr, m, z);
+      plain().reduce_strip(source, nullptr, widened(g + i, m, gradient), keep ? keep + i : nullptr, m, map, 0, sums, 0);
+    });
   }
 
   // gx and gr may be null.
   void backward(const T* x, const T* r, const T* g, T* gx, T* gr, int64_t n, Affine<A> map, Slope<A> slope) const {
-    if (straight()) {
-      after_->backward_strip(as_arithmetic(x), as_arithmetic(r), as_arithmetic(g), as_arithmetic(gx), as_arithmetic(gr), n, map,
-                             slope, parameter_);
+    if (last_) {
+      last_->backward_strip(x, r, g, gx, gr, n, map, slope, parameter_);
       return;
     }
-    A z[tile], spare[tile], residual[tile], gradient[tile], gz[tile], gu[tile];
-    for (int64_t i = 0; i < n; i += tile) {
-      const int64_t m = min(n - i, tile);
-      const A* source = input(x + i, r ? r + i : nullptr, m, z, spare);
-      after_->backward_strip(source, late_residual(r, i, m, residual), get(g + i, m, gradient), gz, gu, m, map, slope, parameter_);
-      if (before_) {
-        if (gr) put(gz, gr + i, m);
-        if (gx) before_->backward_strip(get(x + i, m, spare), nullptr, gz, gu, nullptr, m, {0, 1, 0}, {1, 0, 0}, parameter_);
-        if (gx) put(gu, gx + i, m);
-      } else {
-        if (gr) put(gu, gr + i, m);
-        if (gx) put(gz, gx + i, m);
-      }
-    }
+    Tile z, gradient, gz, input;
+    tiles(n, [&](int64_t i, int64_t m) {
+      const A* source = activated(x + i, r ? r + i : nullptr, m, z);
+      plain().backward_strip(source, nullptr, widened(g + i, m, gradient), gz.values, nullptr, m, map, slope, 0);
+      through_activation(x + i, gz.values, gx ? gx + i : nullptr, gr ? gr + i : nullptr, m, input);
+    });
   }
 
   // The same from gu as reduce kept it. Only where the activation comes last.
   void backward_kept(const T* x, const A* gu, T* gx, T* gr, int64_t n, Affine<A> map, Slope<A> slope) const {
-    const Spans<A>& plain = spans<A>(Activation::identity);
-    if constexpr (same) {
-      plain.backward_strip(x, nullptr, gu, gx, gr, n, map, slope, 0);
-    } else {
-      A wide[tile], out[tile];
-      for (int64_t i = 0; i < n; i += tile) {
-        const int64_t m = min(n - i, tile);
-        plain.backward_strip(get(x + i, m, wide), nullptr, gu + i, out, nullptr, m, map, slope, 0);
-        if (gr) put(gu + i, gr + i, m);
-        if (gx) put(out, gx + i, m);
-      }
-    }
+    kept_spans<T>().backward_strip(x, nullptr, gu, gx, gr, n, map, slope, 0);
   }
 
   template <class F>
   void visit_rows(Rows<const T> x, Rows<const T> r, int64_t rows, int64_t columns, F&& f) const {
-    if (straight()) {
-      f(Rows<const A>{as_arithmetic(x.first), x.stride}, 0, rows, columns);
+    if (last_) {
+      f(x, 0, rows, columns);
       return;
     }
-    A z[tile], spare[tile];
-    tiles(rows, columns, [&](int64_t row, int64_t column, int64_t height, int64_t width) {
-      for (int64_t k = 0; k < height; ++k) {
-        const A* source = input(at(x, row + k, column), r ? at(r, row + k, column) : nullptr, width, z + k * width, spare);
-        if (source != z + k * width) std::memcpy(z + k * width, source, width * sizeof(A));
-      }
-      f(Rows<const A>{z, width}, column, height, width);
-    });
+    activated_rows(x, r, rows, columns,
+                   [&](Rows<const A> z, int64_t, int64_t column, int64_t height, int64_t width) { f(z, column, height, width); });
   }
 
   void forward_rows(Rows<const T> x, Rows<const T> r, Rows<T> y, int64_t rows, int64_t columns, AffineColumns<A> map,
                     int64_t ahead) const {
-    if (straight()) {
-      after_->forward_rows(cast(x), cast(r), {as_arithmetic(y.first), y.stride}, rows, columns, map, parameter_, ahead);
+    if (last_) {
+      last_->forward_rows(x, r, y, rows, columns, map, parameter_, ahead);
       return;
     }
-    A out[tile];
-    staged(x, r, {}, rows, columns, [&](auto z, auto residual, auto, int64_t row, int64_t column, int64_t height, int64_t width) {
-      after_->forward_rows(z, residual, {out, width}, height, width, shifted(map, column), parameter_, 0);
-      for (int64_t k = 0; k < height; ++k) put(out + k * width, at(y, row + k, column), width);
+    Tile out;
+    activated_rows(x, r, rows, columns, [&](Rows<const A> z, int64_t row, int64_t column, int64_t height, int64_t width) {
+      plain().forward_rows(z, {nullptr, 0}, {out.values, width}, height, width, shifted(map, column), 0, 0);
+      for (int64_t k = 0; k < height; ++k) narrow(out.values + k * width, at(y, row + k, column), width);
     });
   }
 
   void reduce_rows(Rows<const T> x, Rows<const T> r, Rows<const T> g, Rows<A> keep, int64_t rows, int64_t columns,
                    AffineColumns<A> map, double* gradient_sums, double* product_sums, int64_t ahead) const {
-    if (straight()) {
-      after_->reduce_rows(cast(x), cast(r), cast(g), keep, rows, columns, map, parameter_, gradient_sums, product_sums, ahead);
+    if (last_) {
+      last_->reduce_rows(x, r, g, keep, rows, columns, map, parameter_, gradient_sums, product_sums, ahead);
       return;
     }
-    staged(x, r, g, rows, columns,
-           [&](auto z, auto residual, auto gradient, int64_t row, int64_t column, int64_t height, int64_t width) {
-             after_->reduce_rows(z, residual, gradient, part_of(keep, row, column), height, width, shifted(map, column), parameter_,
-                                 gradient_sums + column, product_sums + column, 0);
-           });
-  }
-
-  void backward_rows_kept(Rows<const T> x, Rows<const A> gu, Rows<T> gx, Rows<T> gr, int64_t rows, int64_t columns,
-                          AffineColumns<A> map, SlopeColumns<A> slope) const {
-    const Spans<A>& plain = spans<A>(Activation::identity);
-    if constexpr (same) {
-      plain.backward_rows(x, {nullptr, 0}, gu, gx, gr, rows, columns, map, slope, 0);
-    } else {
-      A out[tile];
-      staged(x, {nullptr, 0}, {nullptr, 0}, rows, columns,
-             [&](auto z, auto, auto, int64_t row, int64_t column, int64_t height, int64_t width) {
-               plain.backward_rows(z, {nullptr, 0}, part_of(gu, row, column), {out, width}, {nullptr, 0}, height, width,
-                                   shifted(map, column), shifted(slope, column), 0);
-               for (int64_t k = 0; k < height; ++k) {
-                 if (gr) put(at(gu, row + k, column), at(gr, row + k, column), width);
-                 if (gx) put(out + k * width, at(gx, row + k, column), width);
-               }
-             });
-    }
+    Tile gradient;
+    activated_rows(x, r, rows, columns, [&](Rows<const A> z, int64_t row, int64_t column, int64_t height, int64_t width) {
+      const Rows<A> kept = keep ? Rows<A>{at(keep, row, column), keep.stride} : keep;
+      plain().reduce_rows(z, {nullptr, 0}, widened_rows(g, row, column, height, width, gradient), kept, height, width,
+                          shifted(map, column), 0, gradient_sums + column, product_sums + column, 0);
+    });
   }
 
   void backward_rows(Rows<const T> x, Rows<const T> r, Rows<const T> g, Rows<T> gx, Rows<T> gr, int64_t rows, int64_t columns,
                      AffineColumns<A> map, SlopeColumns<A> slope) const {
-    if (straight()) {
-      after_->backward_rows(cast(x), cast(r), cast(g), {as_arithmetic(gx.first), gx.stride}, {as_arithmetic(gr.first), gr.stride},
-                            rows, columns, map, slope, parameter_);
+    if (last_) {
+      last_->backward_rows(x, r, g, gx, gr, rows, columns, map, slope, parameter_);
       return;
     }
-    A gz[tile], gu[tile], spare[tile];
-    staged(x, r, g, rows, columns,
-           [&](auto z, auto residual, auto gradient, int64_t row, int64_t column, int64_t height, int64_t width) {
-             after_->backward_rows(z, residual, gradient, {gz, width}, {gu, width}, height, width, shifted(map, column),
-                                   shifted(slope, column), parameter_);
-             for (int64_t k = 0; k < height; ++k) {
-               A *gz_row = gz + k * width, *gu_row = gu + k * width;
-               if (before_) {
-                 if (gr) put(gz_row, at(gr, row + k, column), width);
-                 if (!gx) continue;
-                 before_->backward_strip(get(at(x, row + k, column), width, spare), nullptr, gz_row, gu_row, nullptr, width,
-                                         {0, 1, 0}, {1, 0, 0}, parameter_);
-                 put(gu_row, at(gx, row + k, column), width);
-               } else {
-                 if (gr) put(gu_row, at(gr, row + k, column), width);
-                 if (gx) put(gz_row, at(gx, row + k, column), width);
-               }
-             }
-           });
+    Tile gradient, gz, input;
+    activated_rows(x, r, rows, columns, [&](Rows<const A> z, int64_t row, int64_t column, int64_t height, int64_t width) {
+      plain().backward_rows(z, {nullptr, 0}, widened_rows(g, row, column, height, width, gradient), {gz.values, width},
+                            {nullptr, 0}, height, width, shifted(map, column), shifted(slope, column), 0);
+      for (int64_t k = row; k < row + height; ++k)
+        through_activation(at(x, k, column), gz.values + (k - row) * width, gx ? at(gx, k, column) : nullptr,
+                           gr ? at(gr, k, column) : nullptr, width, input);
+    });
+  }
+
+  void backward_rows_kept(Rows<const T> x, Rows<const A> gu, Rows<T> gx, Rows<T> gr, int64_t rows, int64_t columns,
+                          AffineColumns<A> map, SlopeColumns<A> slope) const {
+    kept_spans<T>().backward_rows(x, {nullptr, 0}, gu, gx, gr, rows, columns, map, slope, 0);
   }
 
  private:
   static constexpr int64_t tile = 1024;
-  static constexpr bool same = std::is_same_v<T, A>;
+  struct Tile {
+    A values[tile];
+  };
 
-  bool straight() const { return same && !before_; }
+  static const Spans<A>& plain() { return spans<A>(Activation::identity); }
   static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-  static const A* as_arithmetic(const T* p) { return reinterpret_cast<const A*>(p); }
-  static A* as_arithmetic(T* p) { return reinterpret_cast<A*>(p); }
-  static Rows<const A> cast(Rows<const T> rows) { return {as_arithmetic(rows.first), rows.stride}; }
   static AffineColumns<A> shifted(AffineColumns<A> map, int64_t by) { return {map.center + by, map.scale + by, map.shift + by}; }
   static SlopeColumns<A> shifted(SlopeColumns<A> slope, int64_t by) {
     return {slope.by_gradient + by, slope.by_input + by, slope.constant + by};
   }
   template <class P>
-  static Rows<P> part_of(Rows<P> rows, int64_t row, int64_t column) {
-    return rows ? Rows<P>{at(rows, row, column), rows.stride} : rows;
-  }
-
-  template <class P>
   static P* at(Rows<P> rows, int64_t row, int64_t column) {
     return rows.first + row * rows.stride + column;
   }
 
-  static const A* get(const T* p, int64_t n, A* buffer) {
-    if constexpr (same) {
+  template <class F>
+  static void tiles(int64_t n, F&& f) {
+    for (int64_t i = 0; i < n; i += tile) f(i, min(n - i, tile));
+  }
+
+  static const A* widened(const T* p, int64_t n, Tile& buffer) {
+    if constexpr (std::is_same_v<T, A>) {
       return p;
     } else {
-      widen(p, buffer, n);
-      return buffer;
+      widen(p, buffer.values, n);
+      return buffer.values;
     }
   }
-  static void put(const A* buffer, T* p, int64_t n) {
-    if constexpr (same) std::memcpy(p, buffer, n * sizeof(A));
-    else narrow(buffer, p, n);
-  }
-
-  // x, or act(x) + r where the activation comes first.
-  const A* input(const T* x, const T* r, int64_t n, A* z, A* spare) const {
-    if (!before_) return get(x, n, z);
-    before_->forward_strip(get(x, n, spare), nullptr, z, n, {0, 1, 0}, parameter_, 0);
-    if (r) {
-      const A* residual = get(r, n, spare);
-      for (int64_t i = 0; i < n; ++i) z[i] += residual[i];
+  static Rows<const A> widened_rows(Rows<const T> p, int64_t row, int64_t column, int64_t height, int64_t width, Tile& buffer) {
+    if constexpr (std::is_same_v<T, A>) {
+      return {at(p, row, column), p.stride};
+    } else {
+      for (int64_t k = 0; k < height; ++k) widen(at(p, row + k, column), buffer.values + k * width, width);
+      return {buffer.values, width};
     }
-    return z;
-  }
-  // The residual that the loops add after the affine map: none where it was part of the input.
-  const A* late_residual(const T* r, int64_t offset, int64_t n, A* buffer) const {
-    return r && !before_ ? get(r + offset, n, buffer) : nullptr;
   }
 
-  template <class F>
-  static void tiles(int64_t rows, int64_t columns, F&& f) {
-    const int64_t width = min(columns, tile), height = tile / width;
-    for (int64_t row = 0; row < rows; row += height)
-      for (int64_t column = 0; column < columns; column += width)
-        f(row, column, min(height, rows - row), min(width, columns - column));
+  // act(x) + r
+  const A* activated(const T* x, const T* r, int64_t n, Tile& z) const {
+    activate(x, r, n, z.values);
+    return z.values;
+  }
+  void activate(const T* x, const T* r, int64_t n, A* z) const {
+    Tile buffer;
+    first_->forward_strip(widened(x, n, buffer), nullptr, z, n, {0, 1, 0}, parameter_, 0);
+    if (!r) return;
+    const A* residual = widened(r, n, buffer);
+    for (int64_t i = 0; i < n; ++i) z[i] += residual[i];
   }
 
+  // gr = gz, the gradient of z; gx = gz act'(x).
+  void through_activation(const T* x, const A* gz, T* gx, T* gr, int64_t n, Tile& buffer) const {
+    if (gr) narrow(gz, gr, n);
+    if (!gx) return;
+    Tile out;
+    first_->backward_strip(widened(x, n, buffer), nullptr, gz, out.values, nullptr, n, {0, 1, 0}, {1, 0, 0}, parameter_);
+    narrow(out.values, gx, n);
+  }
+
+  // f(act(x) + r, row, column, rows, columns) over tiles that fit a Tile.
   template <class F>
-  void staged(Rows<const T> x, Rows<const T> r, Rows<const T> g, int64_t rows, int64_t columns, F&& f) const {
-    A z[tile], residual[tile], gradient[tile], spare[tile];
-    const bool late = bool(r) && !before_;
-    tiles(rows, columns, [&](int64_t row, int64_t column, int64_t height, int64_t width) {
-      for (int64_t k = 0; k < height; ++k) {
-        copy(input(at(x, row + k, column), r ? at(r, row + k, column) : nullptr, width, z + k * width, spare), z + k * width,
-             width);
-        if (late) copy(get(at(r, row + k, column), width, residual + k * width), residual + k * width, width);
-        if (g) copy(get(at(g, row + k, column), width, gradient + k * width), gradient + k * width, width);
+  void activated_rows(Rows<const T> x, Rows<const T> r, int64_t rows, int64_t columns, F&& f) const {
+    Tile z;
+    const int64_t most = min(columns, tile), height = tile / most;
+    for (int64_t row = 0; row < rows; row += height) {
+      for (int64_t column = 0; column < columns; column += most) {
+        const int64_t width = min(most, columns - column), here = min(height, rows - row);
+        for (int64_t k = 0; k < here; ++k)
+          activate(at(x, row + k, column), r ? at(r, row + k, column) : nullptr, width, z.values + k * width);
+        f(Rows<const A>{z.values, width}, row, column, here, width);
       }
-      f(Rows<const A>{z, width}, Rows<const A>{late ? residual : nullptr, width}, Rows<const A>{gradient, width}, row, column,
-        height, width);
-    });
-  }
-  static void copy(const A* from, A* to, int64_t n) {
-    if (from != to) std::memcpy(to, from, n * sizeof(A));
+    }
   }
 
-  const Spans<A>* after_;   // the activation after the affine map
-  const Spans<A>* before_;  // the activation before the norm, where it comes first
+  const Spans<T>* last_;   // the activation after the affine map; null where it comes first
+  const Spans<A>* first_;  // the activation before the norm; null where it comes last
   A parameter_;
 };
 

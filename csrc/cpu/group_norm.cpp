@@ -87,7 +87,7 @@ class GroupNorm {
         StripMoments<A> total;
         engine_.visit(x_ + offset(norm_.input_strides, n, run) + from, residual(n, run, from),
                       plan.run - from < segment_length ? plan.run - from : segment_length,
-                      [&](const A* z, int64_t count) { total.add(z, count); });
+                      [&](const auto* z, int64_t count) { total.add(z, count); });
         moments[slab * parts + part] = total.result();
       }
     };
@@ -306,7 +306,7 @@ class GroupNorm {
       for (int64_t row = 0; row < plan.rows; ++row) {
         const Rows<const T> r = plan.at(r_, norm_.residual_strides, n, row);
         engine_.visit(plan.at(x_, norm_.input_strides, n, row).first + group * stretch, r ? r.first + group * stretch : nullptr,
-                      stretch, [&](const A* z, int64_t count) { total.add(z, count); });
+                      stretch, [&](const auto* z, int64_t count) { total.add(z, count); });
       }
       set_statistics(n * groups_ + group, total.result());
     }

@@ -8,7 +8,7 @@
 
 #include <vector>
 
-#include "vector.h"
+#include "storage.h"
 
 namespace fastdl {
 
@@ -33,7 +33,8 @@ struct Moments {
 template <class A>
 class StripMoments {
  public:
-  void add(const A* x, int64_t n) {
+  template <class T>
+  void add(const T* x, int64_t n) {
     while (n > 0) {
       // The first chunk is short: its shift is a guess from a few values, which may be unlike the rest.
       const int64_t most = moments_.count == 0 ? first_chunk : chunk, m = n < most - pending_ ? n : most - pending_;
@@ -66,9 +67,12 @@ class StripMoments {
   static constexpr int64_t chunk = 4096, first_chunk = 256;
   static constexpr int64_t first = 4 * lanes<A>;  // values whose mean is the first shift
 
-  static A mean_of(const A* x, int64_t n) {
+  template <class T>
+  static A mean_of(const T* x, int64_t n) {
     if (n == first)
-      return sum_lanes<A>((load(x) + load(x + lanes<A>)) + (load(x + 2 * lanes<A>) + load(x + 3 * lanes<A>))) / A(first);
+      return sum_lanes<A>((load_vector(x) + load_vector(x + lanes<A>)) +
+                          (load_vector(x + 2 * lanes<A>) + load_vector(x + 3 * lanes<A>))) /
+             A(first);
     Vector<A> sum{};
     sweep<A>(n, [&](int64_t i, auto part) { sum += part.load(x + i); });
     return sum_lanes<A>(sum) / A(n);
@@ -95,7 +99,8 @@ class ColumnMoments {
  public:
   explicit ColumnMoments(int64_t columns) : columns_(columns), work_(3 * columns), moments_(2 * columns) {}
 
-  void add(const A* x, int64_t stride, int64_t rows) {
+  template <class T>
+  void add(const T* x, int64_t stride, int64_t rows) {
     while (rows > 0) {
       if (pending_ == 0 && count_ == 0) start(x, stride, rows < 8 ? rows : 8);
       const int64_t m = rows < chunk - pending_ ? rows : chunk - pending_;
@@ -118,7 +123,8 @@ class ColumnMoments {
  private:
   static constexpr int64_t chunk = 128;  // rows
 
-  void start(const A* x, int64_t stride, int64_t rows) {
+  template <class T>
+  void start(const T* x, int64_t stride, int64_t rows) {
     A* shift = work_.data();
     sweep<A>(columns_, [&](int64_t j, auto part) {
       Vector<A> sum{};
@@ -127,7 +133,8 @@ class ColumnMoments {
     });
   }
 
-  void accumulate(const A* x, int64_t stride, int64_t rows) {
+  template <class T>
+  void accumulate(const T* x, int64_t stride, int64_t rows) {
     const A* shift = work_.data();
     A *sums = work_.data() + columns_, *squares = sums + columns_;
     auto block = [&](auto count) {

@@ -11,12 +11,6 @@
 
 namespace fastdl {
 
-// In values. One of channel and position is 1: positions are contiguous (NCHW) or channels are (channels last). A single position
-// is channels last, with the sample's stride for its own.
-struct Strides {
-  int64_t sample, channel, position;
-};
-
 struct Norm {
   Dtype dtype;
   int64_t samples, channels, positions;

@@ -17,7 +17,7 @@ void block_moments(const Engine<T>& engine, const RowPlan& plan, int64_t block, 
     std::vector<std::pair<int64_t, ColumnMoments<A>>> ranges;
     const Rows<const T> from = {x.first + row * x.stride, x.stride};
     const Rows<const T> with = r ? Rows<const T>{r.first + row * r.stride, r.stride} : r;
-    engine.visit_rows(from, with, rows, columns, [&](Rows<const A> z, int64_t column, int64_t height, int64_t width) {
+    engine.visit_rows(from, with, rows, columns, [&](auto z, int64_t column, int64_t height, int64_t width) {
       auto range = ranges.begin();
       while (range != ranges.end() && range->first != column) ++range;
       if (range == ranges.end()) range = ranges.emplace(range, column, ColumnMoments<A>(width));

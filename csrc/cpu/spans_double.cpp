@@ -2,9 +2,6 @@
 
 namespace fastdl {
 
-template <>
-const Spans<double>& spans<double>(Activation activation) {
-  return pick_spans<double>(activation, std::make_integer_sequence<int, activation_count>{});
-}
+FASTDL_SPANS(double)
 
 }  // namespace fastdl

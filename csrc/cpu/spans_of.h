@@ -1,5 +1,4 @@
-// The loops of spans.h, written once for every arithmetic type and activation. Included by spans_float.cpp and spans_double.cpp
-// alone, so that the two compile side by side.
+// The loops of spans.h, written once for every storage type and activation. Included by the files spans_<type>.cpp alone.
 #pragma once
 
 #include <type_traits>
@@ -16,19 +15,20 @@ FASTDL_INLINE void decide(bool condition, Body&& body) {
   else body(std::false_type{});
 }
 
-template <class A, Activation activation>
+template <class T, Activation activation>
 struct SpansOf {
+  using A = Arithmetic<T>;
   using Act = Activate<A, activation>;
   using V = Vector<A>;
 
   template <class Part, class HasResidual>
-  static FASTDL_INLINE V affine(Part part, V x, const A* r, V center, V scale, V shift, HasResidual) {
+  static FASTDL_INLINE V affine(Part part, V x, const T* r, V center, V scale, V shift, HasResidual) {
     V u = (x - center) * scale + shift;
     if constexpr (HasResidual::value) u += part.load(r);
     return u;
   }
 
-  static void forward_strip(const A* x, const A* r, A* y, int64_t n, Affine<A> map, A parameter, int64_t ahead) {
+  static void forward_strip(const T* x, const T* r, T* y, int64_t n, Affine<A> map, A parameter, int64_t ahead) {
     const V center = broadcast(map.center), scale = broadcast(map.scale), shift = broadcast(map.shift);
     decide(r, [&](auto has_residual) {
       sweep<A>(n, [&](int64_t i, auto part) {
@@ -38,7 +38,7 @@ struct SpansOf {
     });
   }
 
-  static void forward_rows(Rows<const A> x, Rows<const A> r, Rows<A> y, int64_t rows, int64_t columns, AffineColumns<A> map,
+  static void forward_rows(Rows<const T> x, Rows<const T> r, Rows<T> y, int64_t rows, int64_t columns, AffineColumns<A> map,
                            A parameter, int64_t ahead) {
     // Four rows at a time: the three coefficients of a column are loaded once for the four.
     decide(bool(r), [&](auto has_residual) {
@@ -62,7 +62,7 @@ struct SpansOf {
     });
   }
 
-  static void reduce_strip(const A* x, const A* r, const A* g, A* keep, int64_t n, Affine<A> map, A parameter, double* sums,
+  static void reduce_strip(const T* x, const T* r, const T* g, A* keep, int64_t n, Affine<A> map, A parameter, double* sums,
                            int64_t ahead) {
     const V center = broadcast(map.center), scale = broadcast(map.scale), shift = broadcast(map.shift);
     WideSum<A> gradient_total, product_total;
@@ -91,7 +91,7 @@ struct SpansOf {
     sums[1] += product_total.total();
   }
 
-  static void reduce_rows(Rows<const A> x, Rows<const A> r, Rows<const A> g, Rows<A> keep, int64_t rows, int64_t columns,
+  static void reduce_rows(Rows<const T> x, Rows<const T> r, Rows<const T> g, Rows<A> keep, int64_t rows, int64_t columns,
                           AffineColumns<A> map, A parameter, double* gradient_sums, double* product_sums, int64_t ahead) {
     decide(bool(r), [&](auto has_residual) {
       decide(bool(keep), [&](auto keeps) {
@@ -123,8 +123,8 @@ struct SpansOf {
   }
 
   // The backward map of one vector; stores what is asked for.
-  template <class Part, class HasResidual>
-  static FASTDL_INLINE void backward(Part part, const A* x, const A* r, const A* g, A* gx, A* gr, V center, V scale, V shift,
+  template <class Part, class G, class HasResidual>
+  static FASTDL_INLINE void backward(Part part, const T* x, const T* r, const G* g, T* gx, T* gr, V center, V scale, V shift,
                                      V by_gradient, V by_input, V constant, A parameter, HasResidual has_residual) {
     V value = part.load(x);
     V gu = Act::gradient(part.load(g), affine(part, value, r, center, scale, shift, has_residual), parameter);
@@ -133,11 +133,13 @@ struct SpansOf {
     if (gx) part.store(gx, gu * by_gradient + ((by_input == A(0) ? V{} : (value - center) * by_input) + constant));
   }
 
-  static void backward_strip(const A* x, const A* r, const A* g, A* gx, A* gr, int64_t n, Affine<A> map, Slope<A> slope,
+  // G is what the gradient is stored in: T, or A where it was kept between the passes.
+  template <class G>
+  static void backward_strip(const T* x, const T* r, const G* g, T* gx, T* gr, int64_t n, Affine<A> map, Slope<A> slope,
                              A parameter) {
     const V center = broadcast(map.center), scale = broadcast(map.scale), shift = broadcast(map.shift);
     const V by_gradient = broadcast(slope.by_gradient), by_input = broadcast(slope.by_input), constant = broadcast(slope.constant);
-    auto run = [&](auto has_residual, A* gx, A* gr) FASTDL_INLINE_LAMBDA {
+    auto run = [&](auto has_residual, T* gx, T* gr) FASTDL_INLINE_LAMBDA {
       sweep<A>(n, [&](int64_t i, auto part) {
         backward(part, x + i, r + i, g + i, gx ? gx + i : nullptr, gr ? gr + i : nullptr, center, scale, shift, by_gradient,
                  by_input, constant, parameter, has_residual);
@@ -148,10 +150,11 @@ struct SpansOf {
     else run(std::false_type{}, gx, gr);
   }
 
-  static void backward_rows(Rows<const A> x, Rows<const A> r, Rows<const A> g, Rows<A> gx, Rows<A> gr, int64_t rows,
+  template <class G>
+  static void backward_rows(Rows<const T> x, Rows<const T> r, Rows<const G> g, Rows<T> gx, Rows<T> gr, int64_t rows,
                             int64_t columns, AffineColumns<A> map, SlopeColumns<A> slope, A parameter) {
     int64_t row = 0;
-    auto block = [&](auto count, auto has_residual, A* gx_first, A* gr_first) FASTDL_INLINE_LAMBDA {
+    auto block = [&](auto count, auto has_residual, T* gx_first, T* gr_first) FASTDL_INLINE_LAMBDA {
       sweep<A>(columns, [&](int64_t j, auto part) {
         const V center = part.load(map.center + j), scale = part.load(map.scale + j), shift = part.load(map.shift + j);
         const V by_gradient = part.load(slope.by_gradient + j), by_input = part.load(slope.by_input + j),
@@ -165,7 +168,7 @@ struct SpansOf {
       });
       row += count.value;
     };
-    auto all = [&](auto has_residual, A* gx_first, A* gr_first) FASTDL_INLINE_LAMBDA {
+    auto all = [&](auto has_residual, T* gx_first, T* gr_first) FASTDL_INLINE_LAMBDA {
       while (row + 4 <= rows) block(std::integral_constant<int, 4>{}, has_residual, gx_first, gr_first);
       while (row < rows) block(std::integral_constant<int, 1>{}, has_residual, gx_first, gr_first);
     };
@@ -174,13 +177,27 @@ struct SpansOf {
     else all(std::false_type{}, gx.first, gr.first);
   }
 
-  static constexpr Spans<A> table = {forward_strip, forward_rows, reduce_strip, reduce_rows, backward_strip, backward_rows};
+  static constexpr Spans<T> table = {forward_strip, forward_rows, reduce_strip, reduce_rows, backward_strip<T>, backward_rows<T>};
 };
 
-template <class A, int... index>
-const Spans<A>& pick_spans(Activation activation, std::integer_sequence<int, index...>) {
-  static constexpr const Spans<A>* tables[] = {&SpansOf<A, Activation(index)>::table...};
+template <class T, int... index>
+const Spans<T>& pick_spans(Activation activation, std::integer_sequence<int, index...>) {
+  static constexpr const Spans<T>* tables[] = {&SpansOf<T, Activation(index)>::table...};
   return *tables[int(activation)];
 }
+
+// What a file spans_<type>.cpp defines.
+#define FASTDL_SPANS(T)                                                                    \
+  template <>                                                                              \
+  const Spans<T>& spans<T>(Activation activation) {                                        \
+    return pick_spans<T>(activation, std::make_integer_sequence<int, activation_count>{}); \
+  }                                                                                        \
+  template <>                                                                              \
+  const KeptSpans<T>& kept_spans<T>() {                                                    \
+    using Plain = SpansOf<T, Activation::identity>;                                        \
+    static constexpr KeptSpans<T> table = {Plain::template backward_strip<Arithmetic<T>>,  \
+                                           Plain::template backward_rows<Arithmetic<T>>};  \
+    return table;                                                                          \
+  }
 
 }  // namespace fastdl

@@ -50,14 +50,14 @@ FASTDL_INLINE Vector<A> broadcast(A value) {
 }
 
 template <class A>
-FASTDL_INLINE Vector<A> load(const A* p) {
+FASTDL_INLINE Vector<A> load_vector(const A* p) {
   Vector<A> v;
   std::memcpy(&v, p, sizeof v);
   return v;
 }
 
 template <class A>
-FASTDL_INLINE void store(A* p, Vector<A> v) {
+FASTDL_INLINE void store_vector(A* p, Vector<A> v) {
   std::memcpy(p, &v, sizeof v);
 }
 
@@ -76,37 +76,57 @@ FASTDL_INLINE A sum_lanes(Vector<A> v) {
 template <class A>
 inline constexpr A lane_numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
+// The first `count` lanes of a vector, 1 to lanes - 1; what is beyond them is neither read nor written.
+template <class A>
+FASTDL_INLINE Vector<A> load_first(const A* p, int count) {
+#if FASTDL_AVX512
+  if constexpr (sizeof(A) == 4) return (Vector<A>)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p);
+  else return (Vector<A>)_mm512_maskz_loadu_pd((__mmask8)((1u << count) - 1), p);
+#else
+  Vector<A> v{};
+  for (int i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+#endif
+}
+
+template <class A>
+FASTDL_INLINE void store_first(A* p, Vector<A> v, int count) {
+#if FASTDL_AVX512
+  if constexpr (sizeof(A) == 4) _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), (__m512)v);
+  else _mm512_mask_storeu_pd(p, (__mmask8)((1u << count) - 1), (__m512d)v);
+#else
+  for (int i = 0; i < count; ++i) p[i] = v[i];
+#endif
+}
+
 // A whole vector, and the first few lanes of one. Loops over a span take either, so that a ragged end costs one masked vector.
+// Memory may hold A itself or one of storage.h's half-precision types, which are widened on the way in and rounded on the way out.
 template <class A>
 struct Whole {
-  FASTDL_INLINE Vector<A> load(const A* p) const { return fastdl::load(p); }
-  FASTDL_INLINE void store(A* p, Vector<A> v) const { fastdl::store(p, v); }
+  template <class T>
+  FASTDL_INLINE Vector<A> load(const T* p) const {
+    return load_vector(p);
+  }
+  template <class T>
+  FASTDL_INLINE void store(T* p, Vector<A> v) const {
+    store_vector(p, v);
+  }
   FASTDL_INLINE Vector<A> clear_rest(Vector<A> v) const { return v; }
 };
 
 template <class A>
 struct First {
-  int count;  // 1 to lanes - 1
+  int count;
 
-  FASTDL_INLINE Vector<A> load(const A* p) const {
-#if FASTDL_AVX512
-    if constexpr (sizeof(A) == 4) return (Vector<A>)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p);
-    else return (Vector<A>)_mm512_maskz_loadu_pd((__mmask8)((1u << count) - 1), p);
-#else
-    Vector<A> v{};
-    for (int i = 0; i < count; ++i) v[i] = p[i];
-    return v;
-#endif
+  template <class T>
+  FASTDL_INLINE Vector<A> load(const T* p) const {
+    return load_first(p, count);
   }
-  FASTDL_INLINE void store(A* p, Vector<A> v) const {
-#if FASTDL_AVX512
-    if constexpr (sizeof(A) == 4) _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), (__m512)v);
-    else _mm512_mask_storeu_pd(p, (__mmask8)((1u << count) - 1), (__m512d)v);
-#else
-    for (int i = 0; i < count; ++i) p[i] = v[i];
-#endif
+  template <class T>
+  FASTDL_INLINE void store(T* p, Vector<A> v) const {
+    store_first(p, v, count);
   }
-  FASTDL_INLINE Vector<A> clear_rest(Vector<A> v) const { return fastdl::load(lane_numbers<A>) < A(count) ? v : Vector<A>{}; }
+  FASTDL_INLINE Vector<A> clear_rest(Vector<A> v) const { return load_vector(lane_numbers<A>) < A(count) ? v : Vector<A>{}; }
 };
 
 // Running sums of the lanes in double. Sums of many floats go here every few vectors: torch's own kernels sum in double on the CPU,
@@ -133,9 +153,9 @@ struct WideSum {
   // The same onto sums in memory.
   static FASTDL_INLINE void add_to(double* sums, Vector<A> v) {
     WideSum wide;
-    for (int i = 0; i < int(sizeof(double) / sizeof(A)); ++i) wide.parts[i] = load(sums + i * lanes<double>);
+    for (int i = 0; i < int(sizeof(double) / sizeof(A)); ++i) wide.parts[i] = load_vector(sums + i * lanes<double>);
     wide.add(v);
-    for (int i = 0; i < int(sizeof(double) / sizeof(A)); ++i) store(sums + i * lanes<double>, wide.parts[i]);
+    for (int i = 0; i < int(sizeof(double) / sizeof(A)); ++i) store_vector(sums + i * lanes<double>, wide.parts[i]);
   }
   FASTDL_INLINE double total() const {
     Vector<double> sum = parts[0];

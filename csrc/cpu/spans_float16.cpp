@@ -1,0 +1,7 @@
+#include "spans_of.h"
+
+namespace fastdl {
+
+FASTDL_SPANS(Float16)
+
+}  // namespace fastdl
