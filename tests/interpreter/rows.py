@@ -1,0 +1,51 @@
+"""A selection of the parity rows of tests/ops, for the interpreter, which takes a third of a second for each.
+
+Each row in one dtype, in turn; of the sweeps a part. The whole table is run by the slow test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support import batch_norm, group_norm
+from tests.support.backends import short
+from tests.support.problems import Case, Operator, check_parity
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MOST_VALUES = 12000
+MOST_CHANNELS = 100
+
+
+def selected() -> Iterator[Any]:
+    turn = 0
+    for module in (group_norm, batch_norm):
+        for cases in chosen_cases(module):
+            for case in cases:
+                served = [dtype for dtype in DTYPES if dtype in case.dtypes]
+                if case.slow or torch.Size(case.shape).numel() > MOST_VALUES or case.shape[1] > MOST_CHANNELS:
+                    continue
+                dtype = served[turn % len(served)]
+                turn += 1
+                yield pytest.param(
+                    module.OPERATOR, case, dtype, id=f"{module.OPERATOR.name}-{case.name}-{short(dtype)}"
+                )
+
+
+def chosen_cases(module: Any) -> Iterator[Sequence[Case]]:
+    yield module.ACTIVATION_CASES[:: 1 if module is group_norm else 3]
+    yield module.LAYOUT_CASES[:: 2 if module is group_norm else 3]
+    yield module.RANK_CASES
+    yield module.sweep()[::7]
+    yield module.boundaries()[::7]
+    yield module.EDGE_CASES
+    yield module.VALUE_CASES[::3]
+    yield module.ORDER_CASES[::3]
+
+
+@pytest.mark.parametrize(("operator", "case", "dtype"), list(selected()))
+def test_parity(operator: Operator, case: Case, dtype: torch.dtype) -> None:
+    check_parity(operator, case, dtype, "triton")

@@ -1,0 +1,46 @@
+"""The Triton kernels compute what torch computes: under the interpreter, on the CPU, with no GPU.
+
+The interpreter is chosen when a kernel is defined, for the whole process, so each suite runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from tests.interpreter.child import run_interpreted
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the triton package is missing")
+
+
+def check(folder: Path, least: int, *arguments: str, timeout: float = 280) -> None:
+    outcome = run_interpreted(folder, *arguments, timeout=timeout)
+    assert not outcome.failed, "\n".join(outcome.failed)
+    assert not outcome.skipped, "\n".join(outcome.skipped)
+    assert outcome.passed >= least, outcome.output[-2000:]
+
+
+@pytest.mark.parametrize(("part", "least"), [("is_right", 100), ("not is_right", 80)])
+def test_every_path(tmp_path: Path, part: str, least: int) -> None:
+    check(tmp_path, least, "tests/interpreter/paths.py", "-k", part)
+
+
+@pytest.mark.parametrize(("op", "least"), [("group_norm", 100), ("batch_norm", 100)])
+def test_parity(tmp_path: Path, op: str, least: int) -> None:
+    check(tmp_path, least, "tests/interpreter/rows.py", "-k", op)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    ("file", "least"),
+    [
+        ("tests/ops/test_group_norm.py", 800),
+        ("tests/ops/test_batch_norm.py", 1000),
+        ("tests/ops/test_nonfinite.py", 100),
+    ],
+)
+def test_whole_table(tmp_path: Path, file: str, least: int) -> None:
+    check(tmp_path, least, file, "-k", "triton", "-m", "not slow", timeout=3500)
