@@ -1,0 +1,49 @@
+"""The gate: everything that ships keeps its limits on every architecture, and the table says what it uses."""
+
+import pytest
+
+from . import table, triton_code
+from .jobs import CUDA, TRITON, Job, jobs, names, obstacle, run, triton_kernels, versions
+
+
+@pytest.mark.parametrize("job", jobs(), ids=str)
+def test_what_ships_keeps_its_limits(job: Job) -> None:
+    if reason := obstacle(job):
+        pytest.skip(reason)
+    outcome = run(job)
+    assert not outcome.wrong, "\n".join(outcome.wrong)
+    assert outcome.cells or job.language == CUDA  # a .cu file may hold host code alone
+
+    document = table.DOCUMENT.read_text(encoding="utf-8")
+    written = table.parse(document)[job.language].version
+    if written == versions(job.language):  # another compiler gives other numbers, which are held to the limits alone
+        stale = table.differences(job.language, job.architecture, outcome.cells, document)
+        assert not stale, "docs/kernels.md is out of date (python -m tests.aot):\n" + "\n".join(stale)
+        rows = table.parse(document)[job.language].subjects.get(job.subject, {})
+        assert {name for name, row in rows.items() if job.architecture in row} == set(outcome.cells)
+
+
+def test_the_table_has_no_row_of_what_no_longer_ships() -> None:
+    document = table.parse(table.DOCUMENT.read_text(encoding="utf-8"))
+    expected = {language: {job.subject for job in jobs() if job.language == language} for language in (TRITON, CUDA)}
+    assert set(document) == {TRITON, CUDA}
+    assert set(document[CUDA].subjects) <= expected[CUDA]
+    if not expected[TRITON]:
+        pytest.skip("Triton cannot be imported, or runs its interpreter")
+    assert set(document[TRITON].subjects) == expected[TRITON]
+    assert set(document[TRITON].cells()) == {name for job in jobs() for name in names(job) or []}
+
+
+def test_every_op_ships_clean_on_hopper() -> None:
+    """No spills and 16-byte accesses, in both of the dtypes that training uses most: no limit may say otherwise."""
+    entries = [entry for found in triton_kernels().values() for entry in found] if triton_code.is_usable() else []
+    if not entries:
+        pytest.skip("Triton cannot be imported, or runs its interpreter")
+    for op in ("group_norm", "batch_norm"):
+        mine = [entry for entry in entries if entry.name.startswith(f"{op}/")]
+        for dtype in ("*bf16", "*fp32"):
+            assert any(dtype in entry.signature.values() for entry in mine), (op, dtype)
+        for entry in mine:
+            assert 90 in entry.architectures, entry.name
+            assert entry.limits.access_bytes >= 16, entry.name
+            assert entry.limits.spill_bytes == 0, entry.name
