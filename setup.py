@@ -1,4 +1,4 @@
-"""The list of packages, and the native library built ahead of time where that is asked for or possible.
+"""The list of packages, and the native libraries built ahead of time where that is asked for or possible.
 
 ``pip install .`` makes a pure wheel and imports nothing but setuptools: the native kernels are compiled on first use.
 Two ways lead to a wheel with the compiled library inside:
@@ -6,14 +6,16 @@ Two ways lead to a wheel with the compiled library inside:
 - ``pip install --no-build-isolation .`` where torch can be imported; if compiling fails the wheel is pure all the same;
 - ``FASTDL_BUILD=1 pip install .``, which lets pip fetch torch for the build, and fails if compiling fails.
 
-``FASTDL_BUILD=0`` keeps the wheel pure; ``FASTDL_CPU_ARCH`` chooses the instruction set (default: this machine's). An
-editable installation never holds a library, since its sources change: what is built on first use follows them.
+``FASTDL_BUILD=0`` keeps the wheel pure; ``FASTDL_CPU_ARCH`` chooses the instruction set (default: this machine's). The
+CUDA library joins it where ``FASTDL_CUDA_ARCHS`` names GPUs, such as ``80;90a``; that needs a torch with CUDA, and no
+GPU. An editable installation never holds a library, since its sources change: what is built on first use follows them.
 """
 
 import importlib
 import importlib.util
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -44,7 +46,7 @@ BUILD = NATIVE.build_mode()
 
 
 class BuildWithLibrary(build_py):
-    """Copies the Python files, and builds the native library beside them."""
+    """Copies the Python files, and builds the native libraries beside them."""
 
     def run(self) -> None:
         super().run()
@@ -54,16 +56,28 @@ class BuildWithLibrary(build_py):
         shutil.rmtree(folder, ignore_errors=True)  # build/ may still hold another wheel's
         if BUILD == "never" or (BUILD == "auto" and importlib.util.find_spec("torch") is None):
             return
+        made = self.try_to_build("native", folder, lambda: NATIVE.build_prebuilt(HERE / "csrc", folder))
+        archs = NATIVE.cuda_archs()
+        if archs:
+            cuda = folder / "cuda"
+            made |= self.try_to_build("CUDA", cuda, lambda: NATIVE.build_cuda(HERE / "csrc", cuda, ";".join(archs)))
+        if made:
+            self.distribution.has_library = True
+            self.get_finalized_command("bdist_wheel").root_is_pure = False
+
+    def try_to_build(self, library: str, folder: Path, build: Callable[[], object]) -> bool:
+        """Whether the library is in ``folder`` now; where FASTDL_BUILD asks for it, a failure ends the installation."""
         try:
-            NATIVE.build_prebuilt(HERE / "csrc", folder)
+            build()
         except Exception as error:
             shutil.rmtree(folder, ignore_errors=True)
             if BUILD == "always":
-                raise SystemExit(f"FASTDL_BUILD asks for the native library, which cannot be built. {error}") from error
-            print(f"The native kernels will be compiled on first use; they were not now: {error}", file=sys.stderr)
-            return
-        self.distribution.has_library = True
-        self.get_finalized_command("bdist_wheel").root_is_pure = False
+                raise SystemExit(
+                    f"FASTDL_BUILD asks for the {library} library, which cannot be built. {error}"
+                ) from error
+            print(f"The {library} kernels will be compiled on first use; they were not now: {error}", file=sys.stderr)
+            return False
+        return True
 
 
 class DistributionWithLibrary(Distribution):

@@ -36,9 +36,9 @@ class SiblingFinder(importlib.abc.MetaPathFinder):
 def find_sibling_folders() -> None:
     """Make ``fastdl.kernels`` and ``fastdl.bench`` importable from a plain copy of the tree.
 
-    Does nothing where the package is installed with its kernels inside. The finder stands last on ``sys.meta_path``, so
-    it is asked only for names that nothing else has found, and an editable installation keeps its own mapping.
+    Does nothing where the package is installed with its kernels inside. The finder stands first on ``sys.meta_path``:
+    the finder of an editable installation would otherwise give a copy of the tree the kernels of another checkout.
     """
     if (PACKAGE / "kernels").is_dir() or any(isinstance(finder, SiblingFinder) for finder in sys.meta_path):
         return
-    sys.meta_path.append(SiblingFinder())
+    sys.meta_path.insert(0, SiblingFinder())

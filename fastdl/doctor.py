@@ -10,7 +10,6 @@ import importlib.metadata
 import json as json_format
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import warnings
@@ -22,8 +21,9 @@ import torch
 
 import fastdl
 from fastdl import native
-from fastdl.native import cache, cpu_features, toolchain
-from fastdl.ops import dispatch
+from fastdl.native import cache, cpu_features, cuda_toolkit, settings, toolchain
+from fastdl.ops import dispatch, measured
+from fastdl.ops.measured_choices import CHOICES
 
 # Packages whose versions matter when something goes wrong, in the order of the report.
 PACKAGES = ("torch", "triton", "numpy", "ninja", "lightning", "torchmetrics", "tyro", "nvidia-ml-py")
@@ -34,10 +34,12 @@ VARIABLES = {
     "FASTDL_BUILD": "auto (default): build native kernels on first use; 0: use only what is built; 1: build at install",
     "FASTDL_CACHE": "where native kernels are kept; default ~/.cache/fastdl",
     "FASTDL_CPU_ARCH": "what they are compiled for: native (default), x86-64, x86-64-v3, x86-64-v4, ...",
+    "FASTDL_CUDA_ARCHS": "the GPUs compiled for: native (default: those at hand) or a list such as 80;90a;100a",
     "FASTDL_CPU_POOL": "the pool of large CPU outputs: on (default), off, or a limit such as 512MiB",
     "FASTDL_DATA": "where data sets lie, if --data-dir does not say",
     "FASTDL_DEBUG": "1: the command shows the traceback of an error",
     "CXX": "the C++ compiler",
+    "CUDACXX": "nvcc; also NVCC, and CUDA_HOME for the toolkit that it is in",
     "MAX_JOBS": "how many compilers run at once",
     "TRITON_INTERPRET": "1: Triton kernels run on the CPU, interpreted",
 }
@@ -53,11 +55,13 @@ def report() -> dict[str, Any]:
             "cpu": _cpu,
             "devices": _devices,
             "backends": _backends,
-            "native": _native,
+            "native": lambda: _native("cpu"),
+            "native_cuda": _native_cuda,
             "toolchain": _toolchain,
             "cache": _cache,
             "cpu_pool": lambda: dataclasses.asdict(fastdl.cpu_pool()),
             "auto": dispatch.auto_choices,
+            "auto_on_gpus": _auto_on_gpus,
             "environment": _environment,
         }
         return {name: _guarded(part) for name, part in parts.items()}
@@ -82,10 +86,12 @@ def sections(facts: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
         ("Devices", "devices", _device_rows),
         ("Backends", "backends", lambda part: [(name, _availability(row)) for name, row in part.items()]),
         ("Native kernels", "native", _rows),
+        ("CUDA C++ kernels", "native_cuda", _rows),
         ("Tools", "toolchain", lambda part: [(name, _tool_text(tool)) for name, tool in part.items()]),
         ("Cache of native kernels", "cache", _cache_rows),
         ("Pool of CPU outputs", "cpu_pool", _rows),
         ("What auto chooses", "auto", lambda part: [(op, _choices_text(row)) for op, row in part.items()]),
+        ("What auto chooses on a GPU, and why", "auto_on_gpus", _rows),
         ("Environment", "environment", lambda part: [(name, _variable_text(row)) for name, row in part.items()]),
     ]
     return [(title, (_rows if "error" in facts[name] else rows)(facts[name])) for title, name, rows in parts]
@@ -167,9 +173,43 @@ def _backends() -> dict[str, Any]:
     }
 
 
-def _native() -> dict[str, Any]:
-    status = native.status_without_building()
+def _native(library: str) -> dict[str, Any]:
+    status = native.status_without_building(library)
     return {**dataclasses.asdict(status), "path": str(status.path) if status.path else None}
+
+
+def _native_cuda() -> dict[str, Any]:
+    """The CUDA library, and what it is compiled for: the GPUs at hand, or those that are named."""
+    try:
+        named = settings.cuda_archs()
+        found = sorted({cuda_toolkit.arch_of(torch.cuda.get_device_capability(i)) for i in range(_gpu_count())})
+        archs = ";".join(named or found) or "none: no GPU is visible and FASTDL_CUDA_ARCHS names none"
+    except native.NativeUnavailableError as error:
+        archs = str(error)
+    return {**_native("cuda"), "archs": archs}
+
+
+def _gpu_count() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _auto_on_gpus() -> dict[str, str]:
+    """For each op, and compute capability at hand or measured, what decides between the backends."""
+    order = " before ".join(dispatch.PREFERENCES["cuda"])
+    if not any(CHOICES.values()):
+        return {"every op": f"{order}: no GPU has been measured yet (make gpu-bench, then python -m bench choose)"}
+    at_hand = set(measured.capabilities()) if _gpu_count() else set()
+    rows = {}
+    for op, choices in sorted(CHOICES.items()):
+        for capability in sorted(at_hand | {row.partition(" ")[0] for row in choices}):
+            counts: dict[str, int] = {}
+            for row, backend in choices.items():
+                if row.startswith(f"{capability} "):
+                    counts[backend] = counts.get(backend, 0) + 1
+            told = ", ".join(f"{backend} in {number}" for backend, number in sorted(counts.items()))
+            of_measured = f"of {sum(counts.values())} measured combinations of dtype, layout and size: {told}; "
+            rows[f"{op} on {capability}"] = (of_measured if counts else "not measured; ") + f"elsewhere {order}"
+    return rows
 
 
 def _toolchain() -> dict[str, Any]:
@@ -193,10 +233,11 @@ def _ninja() -> dict[str, str]:
 
 
 def _nvcc() -> dict[str, str]:
-    path = shutil.which("nvcc")
-    if path is None:
-        return {"reason": "not on PATH; only the CUDA C++ kernels need it"}
-    return {"path": path, "version": _first_line([path, "--version"], containing="release")}
+    try:
+        path = cuda_toolkit.find_nvcc().path
+    except native.NativeUnavailableError as error:
+        return {"reason": f"{error} Only the CUDA C++ kernels need it."}
+    return {"path": str(path), "version": _first_line([str(path), "--version"], containing="release")}
 
 
 def _first_line(command: list[str], containing: str = "") -> str:

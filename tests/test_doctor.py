@@ -13,8 +13,8 @@ import fastdl
 from fastdl import doctor
 
 PARTS = {
-    *("versions", "platform", "cpu", "devices", "backends", "native", "toolchain", "cache", "cpu_pool", "auto"),
-    "environment",
+    *("versions", "platform", "cpu", "devices", "backends", "native", "native_cuda", "toolchain", "cache", "cpu_pool"),
+    *("auto", "auto_on_gpus", "environment"),
 }
 
 

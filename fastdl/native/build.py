@@ -1,4 +1,4 @@
-"""Compile the C++ sources with ninja into a folder of their own, and publish the result in the cache."""
+"""Compile a library's sources with ninja into a folder of their own, and publish the result in the cache."""
 
 import contextlib
 import os
@@ -14,43 +14,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import cache
-from .cpu_features import machine_features, missing_features
 from .sources import SourceTree
 from .status import NativeUnavailableError
-from .toolchain import (
-    LIBRARY_SUFFIX,
-    TORCH_TARGET_VERSION,
-    Compiler,
-    Probe,
-    TorchInstallation,
-    compile_flags,
-    find_ninja,
-    link_flags,
-    probe,
-)
+from .targets import CpuTarget, Facts, Tools, nvcc_command
+from .toolchain import TORCH_TARGET_VERSION, TorchInstallation, find_ninja
 
-LIBRARY = f"libfastdl_cpu{LIBRARY_SUFFIX}"
 LOG = "build.log"
 BUILD_FOLDER_PREFIX = ".building-"
 # What a failed build shows of its log.
 LOG_TAIL_LINES = 12
 # How often a line is printed where progress cannot overwrite itself.
 LOG_FILE_INTERVAL = 5.0
-LOWER_ARCH = "Set FASTDL_CPU_ARCH to a level that this machine has, such as 'x86-64-v3' or 'x86-64'."
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides what a build gives."""
 
+    target: CpuTarget
     sources: SourceTree
     arch: str
     torch: TorchInstallation
-    compiler: Compiler
+    tools: Tools
 
     @property
     def flags(self) -> tuple[str, ...]:
-        return compile_flags(self.arch, self.torch)
+        return (*self.target.flags(self.arch, self.torch), *self.target.device_flags(self.arch))
 
 
 def build(recipe: Recipe, key: str, entry: Path, *, for_this_machine: bool = True) -> cache.Manifest:
@@ -61,9 +50,11 @@ def build(recipe: Recipe, key: str, entry: Path, *, for_this_machine: bool = Tru
     ``for_this_machine`` an architecture that this machine cannot run is refused before anything is compiled.
     """
     ninja = find_ninja()
-    facts = probe(recipe.compiler, recipe.arch)
+    facts = recipe.target.probe(recipe.tools, recipe.arch, recipe.torch)
     if for_this_machine:
-        refuse_missing_features(facts.features, f"FASTDL_CPU_ARCH={recipe.arch}")
+        obstacle = recipe.target.obstacle(recipe.arch, facts.host.features)
+        if obstacle is not None:
+            raise NativeUnavailableError(f"{recipe.target.arch_variable}={recipe.arch} {obstacle.cause}", obstacle.cure)
     started = time.monotonic()
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
@@ -72,27 +63,28 @@ def build(recipe: Recipe, key: str, entry: Path, *, for_this_machine: bool = Tru
         raise _disk_error(entry.parent, error) from error
     try:
         (folder / "build.ninja").write_text(ninja_file(recipe, facts), encoding="utf-8")
-        _run_ninja(ninja, folder, entry)
-        library = folder / LIBRARY
+        _run_ninja(ninja, folder, entry, recipe.target)
+        name = recipe.target.library
+        library = folder / name
         manifest = cache.Manifest(
             format=cache.MANIFEST_FORMAT,
-            library=LIBRARY,
+            library=name,
             size=library.stat().st_size,
             sha256=cache.file_digest(library),
             source_digest=recipe.sources.digest,
             system=sys.platform,
             machine=platform.machine(),
             arch=recipe.arch,
-            required_features=facts.features,
+            required_features=facts.host.features,
             flags=recipe.flags,
-            compiler=recipe.compiler.identity,
+            compiler=recipe.tools.identity,
             compiler_version=facts.version,
             torch=recipe.torch.version,
             torch_target=TORCH_TARGET_VERSION,
             built_in_seconds=round(time.monotonic() - started, 2),
         )
         entry.mkdir(exist_ok=True)
-        os.replace(library, entry / LIBRARY)  # noqa: PTH105  (the rename is the point; os.replace says so)
+        os.replace(library, entry / name)  # noqa: PTH105  (the rename is the point; os.replace says so)
         cache.write_manifest(entry, manifest)
         (entry / LOG).unlink(missing_ok=True)
     except OSError as error:
@@ -100,16 +92,6 @@ def build(recipe: Recipe, key: str, entry: Path, *, for_this_machine: bool = Tru
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return manifest
-
-
-def refuse_missing_features(required: tuple[str, ...], what: str) -> None:
-    """Raise NativeUnavailableError if this machine lacks one of the extensions that ``what`` requires."""
-    missing = missing_features(required, machine_features())
-    if missing:
-        raise NativeUnavailableError(
-            f"{what} needs CPU instructions that this machine lacks: {', '.join(missing)}.",
-            LOWER_ARCH,
-        )
 
 
 def remove_abandoned(root: Path, key: str) -> None:
@@ -125,28 +107,36 @@ def _build_folder_prefix(key: str) -> str:
     return f"{BUILD_FOLDER_PREFIX}{key}-{re.sub(r'[^A-Za-z0-9]', '', platform.node())}-"
 
 
-def ninja_file(recipe: Recipe, facts: Probe) -> str:
+def ninja_file(recipe: Recipe, facts: Facts) -> str:
     """One edge for each translation unit, so that they compile in parallel, and one that links them."""
-    root = recipe.sources.root
-    compiler = " ".join(map(shlex.quote, recipe.compiler.command))
-    include = f"-I{shlex.quote(str(root))} -isystem {shlex.quote(str(recipe.torch.include))}"
-    flags = " ".join(map(shlex.quote, (facts.standard, *recipe.flags)))
-    links = " ".join(map(shlex.quote, link_flags(recipe.torch)))
-    lines = [
-        "rule cxx",
-        f"  command = {_escape_command(f'{compiler} {flags} {include}')} -c $in -o $out",
-        "  description = compiled $name",
-        "rule link",
-        f"  command = {_escape_command(compiler)} $in {_escape_command(links)} -o $out",
-        "  description = linked $name",
-    ]
+    root, target = recipe.sources.root, recipe.target
+    includes = [f"-I{root}", "-isystem", str(recipe.torch.include)]
+    if facts.toolkit is not None:
+        includes += ["-isystem", str(facts.toolkit.include)]
+    compiler = recipe.tools.compiler.command
+    flags = (facts.host.standard, *target.flags(recipe.arch, recipe.torch))
+    lines = ["rule cxx", f"  command = {_shell(*compiler, *flags, *includes)} -c $in -o $out"]
+    lines += ["  description = compiled $name"]
+    if recipe.tools.nvcc is not None:
+        # The kernels include no header of torch's.
+        nvcc = nvcc_command(recipe.tools, target.device_flags(recipe.arch))
+        lines += ["rule nvcc", f"  command = {_shell(*nvcc, f'-I{root}')} -c $in -o $out"]
+        lines += ["  description = compiled $name"]
+    links = _shell(*target.link_flags(recipe.torch, facts))
+    lines += ["rule link", f"  command = {_shell(*compiler)} $in {links} -o $out", "  description = linked $name"]
     objects = []
     for unit in recipe.sources.units:
         name = unit.relative_to(root).as_posix()
         objects.append(_escape_path(name + ".o"))
-        lines += [f"build {objects[-1]}: cxx {_escape_path(str(unit))}", f"  name = {_escape_command(name)}"]
-    lines += [f"build {LIBRARY}: link {' '.join(objects)}", f"  name = {LIBRARY}", f"default {LIBRARY}", ""]
+        rule = "nvcc" if unit.suffix == ".cu" else "cxx"
+        lines += [f"build {objects[-1]}: {rule} {_escape_path(str(unit))}", f"  name = {_escape_command(name)}"]
+    library = target.library
+    lines += [f"build {library}: link {' '.join(objects)}", f"  name = {library}", f"default {library}", ""]
     return "\n".join(lines)
+
+
+def _shell(*words: str) -> str:
+    return _escape_command(" ".join(map(shlex.quote, words)))
 
 
 def _escape_command(text: str) -> str:
@@ -157,11 +147,11 @@ def _escape_path(text: str) -> str:
     return re.sub(r"([$ :])", r"$\1", text)
 
 
-def _run_ninja(ninja: Path, folder: Path, entry: Path) -> None:
+def _run_ninja(ninja: Path, folder: Path, entry: Path, target: CpuTarget) -> None:
     jobs = os.environ.get("MAX_JOBS", "").strip()  # torch's own name for it
     command = [str(ninja), "-C", str(folder), "-j", jobs if jobs.isdigit() and int(jobs) > 0 else str(_processors())]
-    progress = Progress()
-    say(f"fastdl: compiling the native CPU kernels into {entry.parent} (once for this machine and version)")
+    progress = Progress(target.kernels)
+    say(f"fastdl: compiling the {target.kernels} into {entry.parent} (once for this machine and version)")
     lines: list[str] = []
     done = False
     process = subprocess.Popen(
@@ -189,10 +179,10 @@ def _run_ninja(ninja: Path, folder: Path, entry: Path) -> None:
             process.stdout.close()
         progress.finish(done)
     if not done:
-        raise _compile_error(lines, entry)
+        raise _compile_error(lines, entry, target)
 
 
-def _compile_error(lines: list[str], entry: Path) -> NativeUnavailableError:
+def _compile_error(lines: list[str], entry: Path, target: CpuTarget) -> NativeUnavailableError:
     text = "".join(lines)
     where = ""
     with contextlib.suppress(OSError):
@@ -201,16 +191,16 @@ def _compile_error(lines: list[str], entry: Path) -> NativeUnavailableError:
         where = f" The whole log is in {entry / LOG}."
     if "No space left on device" in text:
         return NativeUnavailableError(
-            f"The disk is full: compiling the native kernels into {entry.parent} failed.{where}",
+            f"The disk is full: compiling the {target.kernels} into {entry.parent} failed.{where}",
             "Free some space there, or set FASTDL_CACHE to a folder with 100 MB to spare (compilers also use TMPDIR).",
         )
     # Everything from the first error on says more than the end, which is often notes on templates.
-    body = [line.rstrip() for line in lines if not re.match(r"\[\d+/\d+\]|ninja: ", line)]
+    body = [line.rstrip() for line in lines if not re.match(r"\[\d+/\d+\]|ninja: (?!error)", line)]
     first = next((index for index, line in enumerate(body) if re.search(r"\berror\b", line)), None)
     shown = body[-LOG_TAIL_LINES:] if first is None else body[first : first + LOG_TAIL_LINES]
     return NativeUnavailableError(
-        "Compiling the native kernels failed:\n  " + "\n  ".join(shown) + "\n",
-        f"Use another or a newer compiler (set CXX), or report this with the log.{where}",
+        f"Compiling the {target.kernels} failed:\n  " + "\n  ".join(shown) + "\n",
+        f"{target.cure}{where}",
     )
 
 
@@ -230,7 +220,8 @@ def _processors() -> int:
 class Progress:
     """Says on stderr how far a build is: one line that overwrites itself on a terminal, a few lines elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, kernels: str) -> None:
+        self.kernels = kernels
         self.terminal = sys.stderr is not None and sys.stderr.isatty()
         self.started = self.printed = time.monotonic()
 
@@ -247,7 +238,7 @@ class Progress:
     def finish(self, done: bool) -> None:
         clear = "\r\x1b[K" if self.terminal else ""
         outcome = "compiled" if done else "did not compile"
-        _write(f"{clear}fastdl: {outcome} the native CPU kernels after {time.monotonic() - self.started:.1f} s\n")
+        _write(f"{clear}fastdl: {outcome} the {self.kernels} after {time.monotonic() - self.started:.1f} s\n")
 
 
 def say(text: str) -> None:

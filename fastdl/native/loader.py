@@ -1,4 +1,4 @@
-"""Find the native library, build it where it is missing, and load it: once, and without ever failing its caller."""
+"""Find a native library, build it where it is missing, and load it: once, and without ever failing its caller."""
 
 import contextlib
 import hashlib
@@ -15,11 +15,11 @@ from pathlib import Path
 
 from . import build as building
 from . import cache
-from .cpu_features import machine_features, missing_features
-from .settings import Settings, read_settings
-from .sources import SourceTree, find_csrc, read_sources
-from .status import FastdlWarning, NativeStatus, NativeUnavailableError
-from .toolchain import Compiler, TorchInstallation, find_compiler, find_ninja, torch_installation, torch_release
+from .settings import Settings
+from .sources import SourceTree, find_csrc
+from .status import FastdlWarning, NativeAbsentError, NativeStatus, NativeUnavailableError
+from .targets import TARGETS, CpuTarget, Tools
+from .toolchain import TorchInstallation, find_ninja, torch_installation, torch_release
 
 # Where setup.py puts a library that was built ahead of time.
 PREBUILT = Path(__file__).resolve().parent / "prebuilt"
@@ -45,9 +45,10 @@ class Library:
 
 
 class Loader:
-    """Loads the library of one source tree; the process's own is behind ``fastdl.native.load``."""
+    """Loads one library of a source tree; the process's own are behind ``fastdl.native.load``."""
 
-    def __init__(self, csrc: Path | None = None, prebuilt: Path = PREBUILT) -> None:
+    def __init__(self, csrc: Path | None = None, prebuilt: Path = PREBUILT, target: CpuTarget = TARGETS["cpu"]) -> None:
+        self.target = target
         self.csrc = csrc
         self.prebuilt = prebuilt
         self._status: NativeStatus | None = None
@@ -60,18 +61,16 @@ class Loader:
         self._lock = threading.Lock()
 
     def load(self) -> NativeStatus:
-        """Load the library on the first call; the same status ever after. Warns once where it cannot be loaded."""
+        """Load the library on the first call; the same status ever after. Warns once where loading it fails.
+
+        Nothing is said where the machine lacks what the library is for: the status tells it to who asks.
+        """
         if self._status is None:
             with self._lock:
                 if self._status is None:
                     self._status = self._load()
-                    if not self._status.available:
-                        warnings.warn(
-                            "fastdl runs without its native CPU kernels, on the slower 'reference' backend. "
-                            + self._status.reason,
-                            FastdlWarning,
-                            stacklevel=3,
-                        )
+                    if not self._status.available and not self._status.absent:
+                        warnings.warn(f"{self.target.without} {self._status.reason}", FastdlWarning, stacklevel=3)
         return self._status
 
     def status_without_building(self) -> NativeStatus:
@@ -79,22 +78,22 @@ class Loader:
         if self._status is not None:
             return self._status
         try:
-            search = Search(self.csrc, self.prebuilt)
+            search = Search(self.csrc, self.prebuilt, self.target)
             library = search.existing()
             if library is None:
                 search.refuse_if_building_is_off()
-                compiler = search.require_compiler()
+                tools = search.require_tools()
                 find_ninja()
-                return NativeStatus(False, f"Not built yet: {compiler.path} will compile it on first use.")
+                return NativeStatus(False, f"Not built yet: {tools.path} will compile it on first use.")
             return NativeStatus(True, path=library.path, features=library.manifest.required_features)
         except NativeUnavailableError as error:
-            return NativeStatus(False, str(error))
+            return _unavailable(error)
         except Exception as error:  # a query must answer whatever the state of the disk
             return NativeStatus(False, _unexpected(error))
 
     def _load(self) -> NativeStatus:
         try:
-            search = Search(self.csrc, self.prebuilt)
+            search = Search(self.csrc, self.prebuilt, self.target)
             library = search.existing()
             if library is not None and library.entry == self.prebuilt:
                 try:
@@ -108,32 +107,32 @@ class Loader:
                 library = search.build()
             return _load_library(library)
         except NativeUnavailableError as error:
-            return NativeStatus(False, str(error))
+            return _unavailable(error)
         except Exception as error:  # whatever it is, the package works without the library
             return NativeStatus(False, _unexpected(error))
 
 
 class Search:
-    """One look for the library, under the settings of this moment."""
+    """One look for a library, under the settings of this moment."""
 
-    def __init__(self, csrc: Path | None, prebuilt: Path) -> None:
+    def __init__(self, csrc: Path | None, prebuilt: Path, target: CpuTarget = TARGETS["cpu"]) -> None:
+        self.target = target
         if platform.system() not in SYSTEMS:
             raise NativeUnavailableError(
                 f"The native kernels are built on {' and '.join(SYSTEMS)}, not on {platform.system()}.",
                 "On Windows, use WSL.",
             )
-        self.settings: Settings = read_settings()
         self.torch: TorchInstallation = torch_installation()
-        self.sources: SourceTree = read_sources(csrc or find_csrc())
+        self.settings: Settings = target.settings(self.torch)
+        self.sources: SourceTree = target.sources(csrc or find_csrc())
         self.prebuilt = prebuilt
-        self.machine = machine_features()
         self.notes: list[str] = []  # why a library that exists is not used
-        self.compiler: Compiler | None = None
-        self.compiler_error: NativeUnavailableError | None = None
+        self.tools: Tools | None = None
+        self.tools_error: NativeUnavailableError | None = None
         try:
-            self.compiler = find_compiler()
+            self.tools = target.tools()
         except NativeUnavailableError as error:
-            self.compiler_error = error
+            self.tools_error = error
 
     def existing(self) -> Library | None:
         """A library built ahead of time, or else one from the cache."""
@@ -147,14 +146,14 @@ class Search:
         return self.cached()
 
     def cached(self) -> Library | None:
-        """The entry that this compiler would make, or, where nothing can be compiled, any that fits."""
-        if self.compiler is not None:
-            key = self.key(self.compiler)
+        """The entry that these tools would make, or, where nothing can be compiled, any that fits."""
+        if self.tools is not None:
+            key = self.key(self.tools)
             for root in cache.readable_roots():
                 library = self._at(root / "native" / key)
                 if library is not None:
                     return library
-        if self.compiler is None or self.settings.build == "never":
+        if self.tools is None or self.settings.build == "never":
             for entry, manifest in cache.entries():
                 if self._fits(manifest) and manifest.arch == self.settings.arch:
                     obstacle = self._obstacle(entry, manifest)
@@ -168,24 +167,27 @@ class Search:
         if self.settings.build == "never":
             places = " or ".join(str(root / "native") for root in cache.readable_roots())
             raise self._with_notes(
-                f"FASTDL_BUILD={os.environ['FASTDL_BUILD']} forbids building, and no library that fits is in {places}.",
-                "Unset FASTDL_BUILD to have it built, or set FASTDL_CACHE to a folder where it was built.",
+                NativeUnavailableError(
+                    f"FASTDL_BUILD={os.environ['FASTDL_BUILD']} forbids building, and no library that fits is in "
+                    f"{places}.",
+                    "Unset FASTDL_BUILD to have it built, or set FASTDL_CACHE to a folder where it was built.",
+                )
             )
 
-    def require_compiler(self) -> Compiler:
-        if self.compiler_error is not None:
-            raise self._with_notes(self.compiler_error.cause, self.compiler_error.cure)
-        assert self.compiler is not None
-        return self.compiler
+    def require_tools(self) -> Tools:
+        if self.tools_error is not None:
+            raise self._with_notes(self.tools_error)
+        assert self.tools is not None
+        return self.tools
 
     def build(self) -> Library:
         """Build under the entry's lock, unless another process has built it (or failed to) while this one waited."""
-        compiler = self.require_compiler()
+        tools = self.require_tools()
         root = cache.writable_root()
-        key = self.key(compiler)
+        key = self.key(tools)
         entry = root / "native" / key
         began = time.time()
-        with _locked(root / "native" / f".{key}.lock") as locked:
+        with _locked(root / "native" / f".{key}.lock", self.target.kernels) as locked:
             library = self._at(entry)
             if library is not None:
                 return library
@@ -193,24 +195,25 @@ class Search:
             if locked:
                 building.remove_abandoned(root, key)
             try:
-                recipe = building.Recipe(self.sources, self.settings.arch, self.torch, compiler)
-                manifest = building.build(recipe, key, entry)
+                manifest = building.build(self._recipe(tools), key, entry)
             except NativeUnavailableError as error:
                 _record_failure(entry, error)
-                raise self._with_notes(error.cause, error.cure) from error
+                raise self._with_notes(error) from error
             (entry / FAILURE).unlink(missing_ok=True)
             cache.hold(entry)
         cache.prune(root, keep=entry)
         return Library(entry, manifest, manifest.built_in_seconds)
 
-    def key(self, compiler: Compiler) -> str:
-        recipe = building.Recipe(self.sources, self.settings.arch, self.torch, compiler)
+    def _recipe(self, tools: Tools) -> building.Recipe:
+        return building.Recipe(self.target, self.sources, self.settings.arch, self.torch, tools)
+
+    def key(self, tools: Tools) -> str:
         parts = {
+            "library": self.target.name,
             "sources": self.sources.digest,
-            "flags": recipe.flags,
-            "compiler": compiler.identity,
-            # A named architecture gives the same code wherever it is compiled.
-            "features": sorted(self.machine) if self.settings.arch == "native" else None,
+            "flags": self._recipe(tools).flags,
+            "compiler": tools.identity,
+            "features": self.target.machine_key(self.settings.arch),
             "torch": self.torch.version,
             "platform": (platform.system(), platform.machine()),
             "format": cache.MANIFEST_FORMAT,
@@ -221,16 +224,17 @@ class Search:
         # The stable ABI: compiled against one torch, a library serves every torch from its target version on.
         target = int(manifest.torch_target, 16)
         return (
-            manifest.source_digest == self.sources.digest
+            manifest.library == self.target.library
+            and manifest.source_digest == self.sources.digest
             and (manifest.system, manifest.machine) == (sys.platform, platform.machine())
             and torch_release(self.torch.version) >= (target >> 56, (target >> 48) & 0xFF)
         )
 
     def _obstacle(self, entry: Path, manifest: cache.Manifest) -> str:
         """Why a library that fits cannot be loaded here; empty if it can."""
-        missing = missing_features(manifest.required_features, self.machine)
-        if missing:
-            return f"The library in {entry} needs CPU instructions that this machine lacks: {', '.join(missing)}."
+        obstacle = self.target.obstacle(manifest.arch, manifest.required_features)
+        if obstacle is not None:
+            return f"The library in {entry} {obstacle.cause}"
         if not cache.is_whole(entry, manifest):
             return f"The library in {entry} is damaged."
         return ""
@@ -240,13 +244,18 @@ class Search:
         manifest = cache.read_manifest(entry)
         if manifest is None or not self._fits(manifest):
             return None
-        missing = missing_features(manifest.required_features, self.machine)
-        if missing:  # building it again from the same ingredients would change nothing
-            raise NativeUnavailableError(self._obstacle(entry, manifest), building.LOWER_ARCH)
+        obstacle = self.target.obstacle(manifest.arch, manifest.required_features)
+        if obstacle is not None:  # building it again from the same ingredients would change nothing
+            raise NativeUnavailableError(f"The library in {entry} {obstacle.cause}", obstacle.cure)
         return Library(entry, manifest) if cache.is_whole(entry, manifest) and cache.hold(entry) else None
 
-    def _with_notes(self, cause: str, cure: str) -> NativeUnavailableError:
-        return NativeUnavailableError(" ".join([*self.notes, cause]), cure)
+    def _with_notes(self, error: NativeUnavailableError) -> NativeUnavailableError:
+        """The error with what stood in the way of a library that exists; with such a note it is a fault."""
+        return NativeUnavailableError(" ".join([*self.notes, error.cause]), error.cure) if self.notes else error
+
+
+def _unavailable(error: NativeUnavailableError) -> NativeStatus:
+    return NativeStatus(False, str(error), absent=isinstance(error, NativeAbsentError))
 
 
 def _load_library(library: Library) -> NativeStatus:
@@ -274,7 +283,7 @@ def _load_cure(detail: str, library: Library) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
+def _locked(path: Path, kernels: str) -> Iterator[bool]:
     """Hold the lock ``path``; False where the file system has no locks or the holder seems to hang.
 
     Without the lock the build is merely done twice: its result arrives by rename.
@@ -290,7 +299,7 @@ def _locked(path: Path) -> Iterator[bool]:
             locked = True
         except Timeout:
             if not said:
-                building.say("fastdl: waiting for another process that is compiling the native CPU kernels")
+                building.say(f"fastdl: waiting for another process that is compiling the {kernels}")
                 said = True
         except (OSError, NotImplementedError):
             break

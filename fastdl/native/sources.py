@@ -13,7 +13,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent.parent / "csrc"
 
 @dataclass(frozen=True)
 class SourceTree:
-    """``root`` (csrc/), the translation units that make the CPU library, and a digest of them and their headers."""
+    """``root`` (csrc/), the translation units that make a library, and a digest of them and their headers."""
 
     root: Path
     units: tuple[Path, ...]
@@ -30,18 +30,22 @@ def find_csrc() -> Path:
     )
 
 
-def read_sources(root: Path) -> SourceTree:
-    """The CPU library's translation units (``bindings.cpp`` and ``cpu/*.cpp``) and the digest that names their state.
+def read_sources(root: Path, library: str = "cpu") -> SourceTree:
+    """The translation units of one library ("cpu" or "cuda"), and the digest that names their state.
 
-    The digest covers every ``.cpp`` and ``.h`` that these units may include: those of ``csrc/`` itself and of
-    ``csrc/cpu/``.
+    The CPU library is made of ``*.cpp`` and ``cpu/*.cpp``, the CUDA library of ``cuda/*.cpp`` and ``cuda/*.cu``. The
+    digest covers every source and header that these units may include: those of ``csrc/`` itself, where both find what
+    they share, and those of the library's own folder.
     """
+    own = root / library
+    folders = (root, own)
     try:
         files = sorted(
             path
-            for folder in (root, root / "cpu")
+            for folder in folders
             for path in folder.glob("*")
-            if path.suffix in (".cpp", ".h") and not path.name.startswith(".")
+            if path.suffix in (".h", ".cuh") or (path.suffix in (".cpp", ".cu") and _is_unit(path, root, library))
+            if not path.name.startswith(".")
         )
         digest = hashlib.sha256()
         for path in files:
@@ -53,9 +57,17 @@ def read_sources(root: Path) -> SourceTree:
             f"The C++ sources in {root} cannot be read: {error}.",
             "Install fastdl again, or repair the folder's permissions.",
         ) from error
-    units = tuple(path for path in files if path.suffix == ".cpp")
+    units = tuple(path for path in files if path.suffix in (".cpp", ".cu"))
     if not units:
+        where = root if library == "cpu" else own
         raise NativeUnavailableError(
-            f"There is no C++ source in {root}.", "Install fastdl again; its wheel carries them."
+            f"There is no C++ source in {where}.", "Install fastdl again; its wheel carries them."
         )
     return SourceTree(root, units, digest.hexdigest())
+
+
+def _is_unit(path: Path, root: Path, library: str) -> bool:
+    """The bindings in ``csrc/`` itself are the CPU library's; a ``.cu`` file is the CUDA library's."""
+    if library == "cpu":
+        return path.suffix == ".cpp"
+    return path.parent != root

@@ -1,4 +1,4 @@
-"""What is known of the native library, and how its absence is told."""
+"""What is known of a native library, and how its absence is told."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +10,11 @@ class FastdlWarning(RuntimeWarning):
 
 @dataclass(frozen=True)
 class NativeStatus:
-    """State of the native CPU library.
+    """State of a native library.
 
     available: the library is loaded, or (``status_without_building``) lies ready to be loaded.
     reason: empty, or why it is not available and what to do about it.
+    absent: whether the machine lacks what the library is for, such as a GPU, so that nobody need be warned.
     path: the shared library, where there is one.
     features: the instruction-set extensions that the library needs, by their names in ``/proc/cpuinfo``.
     built_in_seconds: what building took, if this process built it.
@@ -24,6 +25,7 @@ class NativeStatus:
     path: Path | None = None
     features: tuple[str, ...] = ()
     built_in_seconds: float | None = None
+    absent: bool = False
 
 
 class NativeUnavailableError(Exception):
@@ -33,3 +35,7 @@ class NativeUnavailableError(Exception):
         super().__init__(f"{cause} {cure}")
         self.cause = cause
         self.cure = cure
+
+
+class NativeAbsentError(NativeUnavailableError):
+    """What the library needs is no part of this machine, such as a GPU: a fact to be told to who asks, not a fault."""

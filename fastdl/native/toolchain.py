@@ -42,12 +42,13 @@ class Compiler:
 
 @dataclass(frozen=True)
 class TorchInstallation:
-    """What of torch goes into a build: its version, its headers, its libraries, and its C++ string ABI."""
+    """What of torch goes into a build: its version, headers, libraries, C++ string ABI, and CUDA version if any."""
 
     version: str
     include: Path
     library: Path
     cxx11_abi: bool
+    cuda: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,7 @@ def find_compiler() -> Compiler:
         found = shutil.which(command[0])
         if found:
             path = Path(found).resolve()
-            stat = path.stat()
-            # Asking for its version would cost a process at every start; the program's file tells of an upgrade too.
-            identity = " ".join([*command[1:], str(path), str(stat.st_size), str(stat.st_mtime_ns)])
-            return Compiler((found, *command[1:]), path, identity)
+            return Compiler((found, *command[1:]), path, program_identity(path, command[1:]))
     if asked:
         raise NativeUnavailableError(
             f"The compiler {asked!r} named by the environment variable CXX was not found.",
@@ -110,7 +108,9 @@ def torch_installation() -> TorchInstallation:
             f"Upgrade it: pip install 'torch>={TORCH_TARGET[0]}.{TORCH_TARGET[1]}'.",
         )
     root = Path(torch.__file__).parent
-    return TorchInstallation(str(torch.__version__), root / "include", root / "lib", torch.compiled_with_cxx11_abi())
+    return TorchInstallation(
+        str(torch.__version__), root / "include", root / "lib", torch.compiled_with_cxx11_abi(), torch.version.cuda
+    )
 
 
 def torch_release(version: str) -> tuple[int, int]:
@@ -119,11 +119,14 @@ def torch_release(version: str) -> tuple[int, int]:
     return (int(found.group(1)), int(found.group(2))) if found else (0, 0)
 
 
-def arch_flag(arch: str) -> str:
+def arch_flags(arch: str) -> tuple[str, ...]:
+    """The flag for a processor, and none for "": what every processor of this kind can run."""
+    if not arch:
+        return ()
     # On Arm, -march names only the architecture; the processor at hand is -mcpu=native.
     if arch == "native" and platform.machine() in ("aarch64", "arm64"):
-        return "-mcpu=native"
-    return f"-march={arch}"
+        return ("-mcpu=native",)
+    return (f"-march={arch}",)
 
 
 def compile_flags(arch: str, torch: TorchInstallation) -> tuple[str, ...]:
@@ -131,7 +134,7 @@ def compile_flags(arch: str, torch: TorchInstallation) -> tuple[str, ...]:
     return (
         *COMPILE_FLAGS,
         *(LINUX_COMPILE_FLAGS if platform.system() == "Linux" else ()),
-        arch_flag(arch),
+        *arch_flags(arch),
         f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.cxx11_abi)}",
     )
@@ -148,23 +151,30 @@ def probe(compiler: Compiler, arch: str) -> Probe:
     """Ask the compiler for the standard it knows and the macros it predefines for ``arch``."""
     errors = ""
     for standard in CXX_STANDARDS:
-        result = _run([*compiler.command, standard, arch_flag(arch), "-x", "c++", "-dM", "-E", "/dev/null"])
+        result = run_tool([*compiler.command, standard, *arch_flags(arch), "-x", "c++", "-dM", "-E", "/dev/null"])
         if result.returncode == 0:
-            version = _run([*compiler.command, "--version"]).stdout.strip().partition("\n")[0]
+            version = run_tool([*compiler.command, "--version"]).stdout.strip().partition("\n")[0]
             return Probe(standard, version, features_of_macros(result.stdout))
         errors = (result.stderr or result.stdout).strip()
     raise NativeUnavailableError(
         f"The compiler {shlex.join(compiler.command)} takes neither of {' and '.join(CXX_STANDARDS)} together with "
-        f"{arch_flag(arch)}: {errors[-500:]}",
+        f"{' '.join(arch_flags(arch)) or 'its default processor'}: {errors[-500:]}",
         "Use a newer compiler (set CXX), or another FASTDL_CPU_ARCH ('native', 'x86-64', 'x86-64-v3', 'x86-64-v4').",
     )
 
 
-def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
+def run_tool(command: list[str], variable: str = "CXX") -> "subprocess.CompletedProcess[str]":
+    """Run a compiler to ask it something; ``variable`` is the one that names another."""
     try:
         return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NativeUnavailableError(
             f"The compiler {shlex.join(command[:1])} could not be run: {error}.",
-            "Set CXX to a C++20 compiler that works.",
+            f"Set {variable} to a compiler that works.",
         ) from error
+
+
+def program_identity(path: Path, arguments: tuple[str, ...] = ()) -> str:
+    """Changes when the program does. Asking for its version would cost a process at every start; its file tells too."""
+    stat = path.stat()
+    return " ".join([*arguments, str(path), str(stat.st_size), str(stat.st_mtime_ns)])

@@ -15,6 +15,7 @@ from fastdl.ops.arguments import (
     check_residual,
     resolve_activation,
 )
+from fastdl.ops.dispatch import Implementation
 from fastdl.ops.operator import FusedOperator
 from fastdl.reference.batch_norm import batch_norm_with_statistics, update_running_statistics
 
@@ -108,15 +109,14 @@ def normalize_channels(
 
     # The running statistics are not differentiable and change in place, so they stay outside the op, which tells the
     # batch's own.
-    def observe(backend: str, statistics: Tensor) -> None:
-        if backend == "cpu":
-            torch.ops.fastdl_cpu.update_running_statistics.default(
-                running_mean, running_var, statistics, count, momentum
-            )
-            # The kernel writes behind autograd's back; whoever saved the old values must be told.
-            torch.autograd.graph.increment_version([t for t in (running_mean, running_var) if t is not None])
-        else:
+    def observe(kernels: Implementation | None, statistics: Tensor) -> None:
+        update = kernels.update_running_statistics if kernels is not None else None
+        if update is None:
             update_running_statistics(running_mean, running_var, statistics, count, momentum)
+            return
+        update(running_mean, running_var, statistics, count, momentum)
+        # The kernel writes behind autograd's back; whoever saved the old values must be told.
+        torch.autograd.graph.increment_version([t for t in (running_mean, running_var) if t is not None])
 
     tracks = count > 0 and (running_mean is not None or running_var is not None)
     return BATCH_NORM((input, weight, bias, residual, None, None), statics, observe if tracks else None)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from fastdl import native
+from fastdl.ops import measured
 
 
 class BackendError(RuntimeError):
@@ -40,11 +41,16 @@ class BackendStatus:
 
 @dataclass(frozen=True)
 class Implementation:
-    """One op on one backend: two plain functions of tensors, which know nothing of autograd or of other backends."""
+    """One op on one backend: plain functions of tensors, which know nothing of autograd or of other backends.
+
+    ``update_running_statistics(running_mean, running_var, statistics, count, momentum)``, for a norm that keeps them,
+    writes into the first two behind autograd's back; None where the backend leaves that to torch's own ops.
+    """
 
     forward: Callable[..., Any]
     backward: Callable[..., Any]
     backend: str = ""
+    update_running_statistics: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,16 @@ def _probe_cpu() -> BackendStatus:
 
 def _load_cpu(op: str) -> Implementation:
     native.load()
-    namespace = torch.ops.fastdl_cpu
-    return Implementation(getattr(namespace, f"{op}_forward").default, getattr(namespace, f"{op}_backward").default)
+    return _registered(torch.ops.fastdl_cpu, op)
+
+
+def _registered(namespace: Any, op: str) -> Implementation:
+    """The ops of a native library."""
+    return Implementation(
+        getattr(namespace, f"{op}_forward").default,
+        getattr(namespace, f"{op}_backward").default,
+        update_running_statistics=namespace.update_running_statistics.default if op == "batch_norm" else None,
+    )
 
 
 def _probe_triton() -> BackendStatus:
@@ -84,18 +98,18 @@ def _probe_triton() -> BackendStatus:
 
 def _load_triton(op: str) -> Implementation:
     module = importlib.import_module(f"fastdl.kernels.{op}")
-    return Implementation(module.forward, module.backward)
+    update = getattr(module, "update_running_statistics", None)
+    return Implementation(module.forward, module.backward, update_running_statistics=update)
 
 
 def _probe_cuda() -> BackendStatus:
-    return BackendStatus(
-        False, "this version of fastdl has no CUDA C++ kernels yet: use a CPU tensor or a later version"
-    )
+    status = native.load("cuda")
+    return BackendStatus(status.available, status.reason)
 
 
 def _load_cuda(op: str) -> Implementation:
-    namespace = torch.ops.fastdl_cuda
-    return Implementation(getattr(namespace, f"{op}_forward").default, getattr(namespace, f"{op}_backward").default)
+    native.load("cuda")
+    return _registered(torch.ops.fastdl_cuda, op)
 
 
 _HALF_AND_SINGLE = frozenset({torch.float16, torch.bfloat16, torch.float32})
@@ -109,8 +123,12 @@ BACKENDS: dict[str, Backend] = {
 
 NAMES = ("auto", "reference", *BACKENDS)
 
-# What `auto` prefers on each kind of device, best first; the reference is always behind them.
+# What `auto` prefers on each kind of device, best first; the reference is always behind them. On a GPU this holds where
+# nothing was measured; see `fastdl.ops.measured`.
 PREFERENCES: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
+
+# What `choose` answers where a measurement favours another backend than the usual one: each call is then looked up.
+BY_MEASUREMENT = "measured"
 
 
 @cache
@@ -184,22 +202,40 @@ def use_backend(name: str) -> Iterator[None]:
 @cache
 def implementation(op: str, backend: str) -> Implementation:
     """The kernels of ``op`` on ``backend``, loaded once."""
+    if backend == BY_MEASUREMENT:
+        return _by_measurement(op)
     return replace(BACKENDS[backend].load(op), backend=backend)
+
+
+def _by_measurement(op: str) -> Implementation:
+    """Kernels that look up, call by call, which backend was measured fastest for such an input.
+
+    Forward and backward of a call have the same input, and so the same backend.
+    """
+    order = [name for name in PREFERENCES["cuda"] if status(name).available]
+    kernels = {name: implementation(op, name) for name in order}
+    usual = kernels[order[0]]
+
+    def forward(input: torch.Tensor, *arguments: Any) -> Any:
+        return kernels.get(measured.fastest(op, input) or "", usual).forward(input, *arguments)
+
+    def backward(grad_output: torch.Tensor, input: torch.Tensor, *arguments: Any) -> Any:
+        return kernels.get(measured.fastest(op, input) or "", usual).backward(grad_output, input, *arguments)
+
+    return Implementation(forward, backward, BY_MEASUREMENT, usual.update_running_statistics)
 
 
 @cache
 def choose(op: str, request: str, device: str, dtype: torch.dtype) -> str:
     """The backend that serves ``op`` for this request, device type and dtype; never ``auto``.
 
-    Raises BackendError where a backend asked for by name is missing or does not serve this device or dtype.
+    On a GPU it may be ``measured``, which `implementation` knows: layout and size then decide, call by call. Raises
+    BackendError where a backend asked for by name is missing or does not serve this device or dtype.
     """
     if request == "reference":
         return request
     if request == "auto":
-        for name in PREFERENCES.get(device, ()):
-            if dtype in BACKENDS[name].dtypes and status(name).available:
-                return name
-        return "reference"
+        return _best(op, device, dtype)
     backend = BACKENDS[request]
     if device not in backend.devices or dtype not in backend.dtypes:
         raise BackendError(
@@ -209,6 +245,17 @@ def choose(op: str, request: str, device: str, dtype: torch.dtype) -> str:
     if not status(request).available:
         raise BackendError(f"{op}: backend {request!r} is not available: {status(request).reason}")
     return request
+
+
+def _best(op: str, device: str, dtype: torch.dtype) -> str:
+    """What ``auto`` is on a kind of device: the first that is there, or the table where it favours another one."""
+    names = PREFERENCES.get(device, ())
+    usual = next((name for name in names if dtype in BACKENDS[name].dtypes and status(name).available), "reference")
+    if device != "cuda" or usual == "reference":
+        return usual
+    # Only what a measurement favours is asked whether it is there: asking for `cuda` compiles it.
+    others = measured.measured_backends(op, dtype) - {usual}
+    return BY_MEASUREMENT if any(status(name).available for name in others) else usual
 
 
 def _names(dtypes: frozenset[torch.dtype]) -> str:

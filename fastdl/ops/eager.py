@@ -13,7 +13,8 @@ from fastdl.ops.dispatch import Implementation
 if TYPE_CHECKING:
     from fastdl.ops.operator import FusedOperator
 
-Observer = Callable[[str, Tensor], None]
+Observer = Callable[[Implementation | None, Tensor], None]
+"""``observe(kernels, statistics)``: what computed the output, None for the reference or a traced op."""
 
 
 def eager_apply(op: FusedOperator) -> Callable[..., Tensor]:
@@ -28,7 +29,7 @@ def eager_apply(op: FusedOperator) -> Callable[..., Tensor]:
         ) -> Tensor:
             output, statistics = kernels.forward(*tensors, *statics)
             if observe is not None:
-                observe(kernels.backend, statistics)
+                observe(kernels, statistics)
             ctx.save_for_backward(statistics, *tensors)
             ctx.kernels = kernels
             ctx.statics = statics

@@ -61,13 +61,14 @@ class FusedOperator:
         self.forward_op, self.backward_op = register_ops(self, tensors, statics)
 
     def __call__(self, tensors: tuple[Any, ...], statics: tuple[Any, ...], observe: Observer | None = None) -> Tensor:
-        """The op's output, on the backend that was asked for; ``observe(backend, statistics)`` is called on the way."""
+        """The op's output, on the backend that was asked for; ``observe(kernels, statistics)`` is called on the way."""
         if torch.compiler.is_compiling():
             output, statistics = self._trace(tensors, statics)
             if observe is not None:
-                observe("reference", statistics)
+                observe(None, statistics)
             return output
         input = tensors[0]
+        kernels: dispatch.Implementation | None = None
         request = dispatch.requested()
         backend = dispatch.choose(self.name, request, input.device.type, input.dtype)
         direct = type(input) in _PLAIN_TENSORS and not torch._C._len_torch_dispatch_stack() and not _is_transformed()
@@ -85,7 +86,7 @@ class FusedOperator:
         else:
             output, statistics = self.forward_op(*tensors, *statics, request)
         if observe is not None:
-            observe(backend if direct else "reference", statistics)
+            observe(kernels, statistics)
         return output
 
     def _trace(self, tensors: tuple[Any, ...], statics: tuple[Any, ...]) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,9 @@ from typing import Any
 
 from fastdl.native.cache import Manifest
 from fastdl.native.status import NativeUnavailableError
+from fastdl.native.targets import TARGETS
+
+LIBRARY = TARGETS["cpu"].library
 
 BINDINGS = """
 #include <torch/csrc/stable/library.h>

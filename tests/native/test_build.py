@@ -10,8 +10,9 @@ from fastdl.native import cache
 from fastdl.native.loader import Loader, Search
 from fastdl.native.sources import read_sources
 from fastdl.native.status import NativeUnavailableError
-from fastdl.native.toolchain import find_compiler, torch_installation
-from tests.native.harness import executable, failing_compiler
+from fastdl.native.targets import TARGETS
+from fastdl.native.toolchain import torch_installation
+from tests.native.harness import LIBRARY, executable, failing_compiler
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +21,8 @@ def _needs_a_compiler(compiler: str, cache_folder: Path) -> None:
 
 
 def recipe(csrc: Path, arch: str = "native") -> building.Recipe:
-    return building.Recipe(read_sources(csrc), arch, torch_installation(), find_compiler())
+    target = TARGETS["cpu"]
+    return building.Recipe(target, read_sources(csrc), arch, torch_installation(), target.tools())
 
 
 def test_a_build_leaves_the_library_and_its_manifest_and_says_what_it_does(
@@ -28,7 +30,7 @@ def test_a_build_leaves_the_library_and_its_manifest_and_says_what_it_does(
 ) -> None:
     entry = tmp_path / "native" / "key"
     manifest = building.build(recipe(csrc), "key", entry)
-    assert sorted(path.name for path in entry.iterdir()) == sorted([building.LIBRARY, cache.MANIFEST])
+    assert sorted(path.name for path in entry.iterdir()) == sorted([LIBRARY, cache.MANIFEST])
     assert [path.name for path in entry.parent.iterdir()] == ["key"]
     assert cache.read_manifest(entry) == manifest
     assert cache.is_whole(entry, manifest)
@@ -105,7 +107,7 @@ def test_an_architecture_that_this_machine_lacks_is_refused_before_compiling(
     loader: Loader, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FASTDL_CPU_ARCH", "x86-64-v3")
-    monkeypatch.setattr("fastdl.native.build.machine_features", lambda: frozenset({"avx", "pni"}))
+    monkeypatch.setattr("fastdl.native.targets.machine_features", lambda: frozenset({"avx", "pni"}))
     with pytest.warns(match="lacks"):
         status = loader.load()
     assert "FASTDL_CPU_ARCH=x86-64-v3 needs CPU instructions that this machine lacks" in status.reason
@@ -118,7 +120,7 @@ def test_the_key_changes_with_all_that_goes_into_a_build(
 ) -> None:
     def key() -> str:
         search = Search(csrc, prebuilt)
-        return search.key(search.require_compiler())
+        return search.key(search.require_tools())
 
     first = key()
     assert key() == first
@@ -137,7 +139,7 @@ def test_the_key_changes_with_all_that_goes_into_a_build(
         changed.setattr("torch.__version__", "2.99.0")
         keys["torch"] = key()
     with monkeypatch.context() as changed:
-        changed.setattr("fastdl.native.loader.machine_features", lambda: frozenset({"avx"}))
+        changed.setattr("fastdl.native.targets.machine_features", lambda: frozenset({"avx"}))
         keys["machine"] = key()
         changed.setenv("FASTDL_CPU_ARCH", "x86-64-v3")
         assert key() == keys["architecture"]  # a named architecture is the same on every machine

@@ -14,7 +14,7 @@ from fastdl.native import FastdlWarning, cache
 from fastdl.native import build as building
 from fastdl.native.ahead_of_time import build_prebuilt
 from fastdl.native.loader import FAILURE, Loader
-from tests.native.harness import Processes, failing_compiler, find_no_ninja, only_entry, wait_for, works
+from tests.native.harness import LIBRARY, Processes, failing_compiler, find_no_ninja, only_entry, wait_for, works
 
 
 def test_the_first_process_builds_and_the_second_finds(processes: Processes, cache_folder: Path) -> None:
@@ -27,7 +27,7 @@ def test_the_first_process_builds_and_the_second_finds(processes: Processes, cac
     assert works(second), second
     assert second["built_in_seconds"] is None
     assert second["stderr"] == ""
-    assert second["path"] == first["path"] == str(only_entry(cache_folder) / building.LIBRARY)
+    assert second["path"] == first["path"] == str(only_entry(cache_folder) / LIBRARY)
     # Neither a compiler nor permission to build is needed for what is there.
     assert works(processes.run(FASTDL_BUILD="0"))
     assert works(processes.run(CXX="no-such-compiler"))
@@ -89,7 +89,7 @@ def test_a_process_killed_while_building_leaves_nothing_broken(
 
 @pytest.mark.parametrize("damage", ["one byte", "truncated", "empty", "no library", "no manifest", "torn manifest"])
 def test_a_damaged_entry_does_not_count(loader: Loader, built: Path, damage: str) -> None:
-    assert loader.status_without_building().path == built / building.LIBRARY
+    assert loader.status_without_building().path == built / LIBRARY
     harm(built, damage)
     looked = loader.status_without_building()
     assert not looked.available
@@ -101,11 +101,11 @@ def test_a_damaged_entry_is_built_again(processes: Processes, loader: Loader, bu
     outcome = processes.run()
     assert works(outcome), outcome
     assert outcome["built_in_seconds"] is not None
-    assert loader.status_without_building().path == built / building.LIBRARY
+    assert loader.status_without_building().path == built / LIBRARY
 
 
 def harm(entry: Path, damage: str) -> None:
-    library, manifest = entry / building.LIBRARY, entry / cache.MANIFEST
+    library, manifest = entry / LIBRARY, entry / cache.MANIFEST
     content = library.read_bytes()
     if damage == "one byte":
         library.write_bytes(content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
@@ -137,12 +137,12 @@ def test_a_library_that_does_not_load_is_reported(processes: Processes, built: P
     manifest = json.loads((built / cache.MANIFEST).read_text())
     content = b"\x7fELF, or not quite"
     manifest["size"] = len(content)
-    (built / building.LIBRARY).write_bytes(content)
-    manifest["sha256"] = cache.file_digest(built / building.LIBRARY)
+    (built / LIBRARY).write_bytes(content)
+    manifest["sha256"] = cache.file_digest(built / LIBRARY)
     (built / cache.MANIFEST).write_text(json.dumps(manifest))
     outcome = processes.run()
     assert not outcome["available"]
-    assert f"{built / building.LIBRARY} does not load" in outcome["reason"]
+    assert f"{built / LIBRARY} does not load" in outcome["reason"]
     assert f"Remove the folder {built}" in outcome["reason"]
     assert len(outcome["warnings"]) == 1
 
@@ -207,7 +207,7 @@ def test_an_error_nobody_thought_of_costs_only_the_library(loader: Loader, monke
     def explode() -> None:
         raise ZeroDivisionError("unthinkable")
 
-    monkeypatch.setattr("fastdl.native.loader.read_settings", explode)
+    monkeypatch.setattr("fastdl.native.loader.torch_installation", explode)
     assert "ZeroDivisionError: unthinkable" in loader.status_without_building().reason
     with pytest.warns(FastdlWarning, match="unthinkable"):
         assert not loader.load().available
@@ -251,7 +251,7 @@ def test_a_library_built_ahead_of_time_is_preferred(
     monkeypatch.delenv("FASTDL_CPU_ARCH")
     outcome = processes.run(PATH="")  # no compiler is needed
     assert works(outcome), outcome
-    assert outcome["path"] == str(prebuilt / building.LIBRARY)
+    assert outcome["path"] == str(prebuilt / LIBRARY)
     assert not cache_folder.exists()
     # Another architecture is asked for by name: that one is built.
     asked = processes.run(FASTDL_CPU_ARCH="x86-64")
@@ -265,7 +265,7 @@ def test_a_library_built_ahead_of_time_that_does_not_fit_is_passed_over(
 ) -> None:
     built.rename(prebuilt)
     manifest = json.loads((prebuilt / cache.MANIFEST).read_text())
-    library = prebuilt / building.LIBRARY
+    library = prebuilt / LIBRARY
     if obstacle == "features":
         manifest["required_features"].append("avx1024")
     elif obstacle == "damaged":
@@ -303,4 +303,4 @@ def test_a_failure_is_forgotten_after_a_success(
     switch.unlink()
     outcome = processes.run(CXX=str(flaky))
     assert works(outcome), outcome
-    assert sorted(path.name for path in entry.iterdir()) == sorted([building.LIBRARY, cache.MANIFEST])
+    assert sorted(path.name for path in entry.iterdir()) == sorted([LIBRARY, cache.MANIFEST])

@@ -37,3 +37,11 @@ def test_a_folder_without_sources_is_an_error_that_names_it(tmp_path: Path) -> N
 
 def test_the_package_finds_its_own_sources() -> None:
     assert (find_csrc() / "bindings.cpp").is_file()
+
+
+def test_the_sources_use_no_name_that_the_oldest_torch_lacks() -> None:
+    """Found by compiling against the headers of torch 2.11; the other names in use are in it."""
+    newer = ("STABLE_TORCH_ERROR_CODE_CHECK", "torch_stream_native_handle")
+    sources = [path for path in find_csrc().rglob("*") if path.suffix in (".h", ".cpp", ".cu", ".cuh")]
+    found = {path.name: name for path in sources for name in newer if name in path.read_text(encoding="utf-8")}
+    assert found == {}

@@ -21,7 +21,7 @@ PARTS = (
     "LICENSE",
     "constraints.txt",
 )
-VARIABLES = ("FASTDL_BUILD", "FASTDL_CPU_ARCH", "FASTDL_BACKEND", "PYTHONPATH", "CXX")
+VARIABLES = ("FASTDL_BUILD", "FASTDL_CPU_ARCH", "FASTDL_CUDA_ARCHS", "FASTDL_BACKEND", "PYTHONPATH", "CXX")
 
 # One build hook, in a process that knows whether it should see torch.
 BUILD = """

@@ -1,0 +1,149 @@
+"""Runs parity rows on the backend ``cuda`` over kernels on the host; a process of its own, with the library's path.
+
+Prints a line of JSON for each row that fails, and a last one with what was run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+import fastdl
+from fastdl.ops import dispatch
+from tests.support import backends, batch_norm, group_norm, problems
+
+LARGEST = 3000
+# What the kernels' own suite covers by itself: sizes against each other, and activations, as a word of a row's name.
+KERNELS_OWN = ("sweep_", "positions_")
+
+
+def main(library: str) -> int:
+    torch.set_num_threads(1)
+    torch.ops.load_library(library)
+    on_the_cpu()
+    ran: dict[str, int] = {}
+    for name, check in CHECKS.items():
+        report(name, check)
+    rows = () if sys.argv[2:] == ["checks"] else (group_norm.OPERATOR, batch_norm.OPERATOR)
+    for operator in rows:
+        for case in operator.cases:
+            for dtype in dtypes_of(case):
+                row = f"{operator.name} {case.name} {backends.short(dtype)}"
+                report(row, partial(problems.check_parity, operator, case, dtype, "cuda"))
+                ran[operator.name] = ran.get(operator.name, 0) + 1
+    guards, streams = torch.ops.fastdl_cuda_on_host.guards_and_streams(torch.zeros(1))
+    print(json.dumps({"ran": ran, "guards": guards, "streams": streams}))
+    return 0
+
+
+def report(row: str, check: Callable[[], object]) -> None:
+    try:
+        check()
+    except Exception as error:
+        print(json.dumps({"row": row, "error": f"{type(error).__name__}: {error}"[:600]}), flush=True)
+
+
+def on_the_cpu() -> None:
+    """The backend as it is on a GPU, but for the device that it serves."""
+    row = dispatch.BACKENDS["cuda"]
+    there = dispatch.BackendStatus(True)
+    dispatch.BACKENDS["cuda"] = replace(row, probe=lambda: there, load=load, devices=frozenset({"cpu"}))
+    backends.BACKENDS_UNDER_TEST["cuda"] = replace(backends.BACKENDS_UNDER_TEST["cuda"], devices=("cpu",))
+    assert fastdl.backends()["cuda"].available
+
+
+def load(op: str) -> dispatch.Implementation:
+    return dispatch._registered(torch.ops.fastdl_cuda, op)
+
+
+def dtypes_of(case: Any) -> list[torch.dtype]:
+    """float32 for rows about layouts, ranks, edges and options; every dtype where parameters have another one."""
+    small = torch.Size(case.shape).numel() <= LARGEST and not case.slow
+    by_activation = f"_{case.activation}_" in f"_{case.name}_" or case.name.startswith(KERNELS_OWN)
+    if not small or by_activation:
+        return []
+    served = [dtype for dtype in case.dtypes if dtype in dispatch.BACKENDS["cuda"].dtypes]
+    return served if case.parameter_dtype is not None else served[:1]
+
+
+# -- what no row of the tables asks ------------------------------------------------------------------------------------
+
+
+def gradients_are_made_for_what_needs_them() -> None:
+    x, weight, bias, residual, grad = (torch.randn(2, 6, 3, 5), *torch.randn(2, 6), *torch.randn(2, 2, 6, 3, 5))
+    statics = (1e-5, "silu", 0.0, False)
+    forward, backward = load("batch_norm").forward, load("batch_norm").backward
+    statistics = forward(x, weight, bias, residual, None, None, *statics)[1]
+    whole = backward(grad, x, weight, bias, residual, None, None, statistics, *statics, [True] * 4)
+    for needs in itertools.product([False, True], repeat=4):
+        found = backward(grad, x, weight, bias, residual, None, None, statistics, *statics, list(needs))
+        assert [gradient is not None for gradient in found] == list(needs), needs
+        assert all(torch.equal(a, b) for a, b, needed in zip(found, whole, needs, strict=True) if needed)
+    without = backward(grad, x, None, None, None, None, None, statistics, *statics, [True] * 4)
+    assert [gradient is not None for gradient in without] == [True, False, False, False]
+
+
+def parameters_may_be_strided() -> None:
+    x, grad = torch.randn(2, 2, 6, 4, 4)
+    wide = torch.randn(2, 12, 3)
+    statics = (3, 1e-5, "identity", 0.0, False)
+    results = []
+    for weight, bias in ((wide[0, ::2, 1], wide[1, ::2, 2]), (wide[0, ::2, 1].clone(), wide[1, ::2, 2].clone())):
+        output, statistics = load("group_norm").forward(x, weight, bias, None, *statics)
+        gradients = load("group_norm").backward(grad, x, weight, bias, None, statistics, *statics, [True] * 3 + [False])
+        results.append([output, *gradients[:3]])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def running_statistics_of_any_dtype_are_updated() -> None:
+    statistics = torch.stack([torch.randn(6), torch.rand(6) + 0.5]).double()
+    update = load("batch_norm").update_running_statistics
+    assert update is not None
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        mean, variance = (torch.rand(12).to(dtype)[::2] for _ in range(2))
+        # Arithmetic is in float32, as torch's is, and in float64 for float64.
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        values = statistics.to(wide)
+        expected = [(0.7 * mean.to(wide) + 0.3 * values[0]), (0.7 * variance.to(wide) + 0.3 * values[1] * (10 / 9))]
+        update(mean, variance, statistics, 10, 0.3)
+        for ours, truth in zip((mean, variance), expected, strict=True):
+            torch.testing.assert_close(ours, truth.to(dtype), rtol=4 * torch.finfo(dtype).eps, atol=1e-7)
+        kept = mean.clone()
+        update(None, variance, statistics, 10, 0.3)
+        assert torch.equal(mean, kept)
+
+
+def a_dtype_that_is_not_served_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="float32, float16 and bfloat16"):
+        load("group_norm").forward(torch.randn(2, 4, 3).double(), None, None, None, 2, 1e-5, "silu", 0.0, False)
+
+
+def evaluation_of_nothing_keeps_the_constants() -> None:
+    running = torch.rand(4), torch.rand(4)
+    x = torch.empty(0, 4, 3, 3)
+    statistics = load("batch_norm").forward(x, None, None, None, *running, 1e-5, "relu", 0.0, False)[1]
+    assert torch.equal(statistics, torch.stack(running).double())
+
+
+CHECKS: dict[str, Callable[[], object]] = {
+    check.__name__: check
+    for check in (
+        gradients_are_made_for_what_needs_them,
+        parameters_may_be_strided,
+        running_statistics_of_any_dtype_are_updated,
+        a_dtype_that_is_not_served_is_an_error,
+        evaluation_of_nothing_keeps_the_constants,
+    )
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
