@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +15,13 @@ import torch
 import fastdl
 from fastdl.ops import dispatch
 
-from . import ceilings, machine, registry, report, results, table
+from . import ceilings, choose, machine, registry, report, results, table
 from .cases import LAYOUT_LABELS, Benchmark, Case, select
+from .gpu import GPU, GPU_QUICK, TIME_LIMIT
 from .harness import Settings
 from .run import Outcome, Progress, run_cases
 from .summary import call_overhead, summarise
-from .timing import FULL, QUICK, timer_for
+from .timing import FULL, QUICK, Effort, timer_for
 
 POOLS = {"on": ("on",), "off": ("off",), "both": ("on", "off")}
 INTERRUPTED = 130
@@ -30,7 +32,8 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m bench",
         description="Times fastdl's ops beside eager torch, torch.compile and other packages, and beside the machine's "
         "own limit. Results are printed, and kept as JSON.",
-        epilog="`python -m bench report` writes the measured tables into the texts (see `report --help`).",
+        epilog="`python -m bench report` writes the measured tables into the texts, `python -m bench choose` the table "
+        "of what `auto` takes on a GPU (see their `--help`).",
     )
     parser.add_argument(
         "operators", nargs="*", metavar="OP", help=f"{', '.join(registry.names())}; all if none is named"
@@ -48,7 +51,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-compile", action="store_true", help="leave torch.compile out, which takes most of the time"
     )
-    parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="start no case that would end after this")
+    parser.add_argument(
+        "--time-limit", type=float, metavar="SECONDS",
+        help=f"start no case that would end after this; {TIME_LIMIT:.0f} on a GPU if not given",
+    )  # fmt: skip
     parser.add_argument("--output-dir", type=Path, default=None, help="where the JSON goes; bench/results if not given")
     return parser
 
@@ -61,13 +67,20 @@ def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["report"]:
         return report.main(arguments[1:])
+    if arguments[:1] == ["choose"]:
+        return choose.main(arguments[1:])
     parser = make_parser()
     options = parser.parse_args(arguments)
     try:
         benchmarks = [registry.load(name) for name in options.operators or registry.names()]
         device = checked_device(options.device)
         chosen = [
-            (benchmark, select(benchmark.cases, shapes=options.shapes, layout=options.layout, dtype=options.dtype))
+            (
+                benchmark,
+                select(
+                    benchmark.cases_on(device.type), shapes=options.shapes, layout=options.layout, dtype=options.dtype
+                ),
+            )
             for benchmark in benchmarks
         ]
         if options.threads is not None and options.threads < 1:
@@ -85,6 +98,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run_all(
     options: argparse.Namespace, device: torch.device, chosen: Sequence[tuple[Benchmark, Sequence[Case]]]
 ) -> int:
+    began = time.monotonic()
     timer = timer_for(device)
     path = (options.output_dir or default_output_dir()) / f"{machine.slug(device)}{suffix(options, device)}.json"
     results.read(path)
@@ -99,14 +113,15 @@ def _run_all(
     rates = {name: ceilings.matrix_rate(device, getattr(torch, name), timer) for name in dtypes}
     settings = Settings(
         device=device,
-        effort=QUICK if options.shapes == "quick" else FULL,
+        effort=effort_for(device, quick=options.shapes == "quick"),
         compile=not options.no_compile,
         pools=pools,
         matrix_rates=rates,
     )
     status = 0
-    remaining: float | None = options.time_limit
-    for benchmark, cases in chosen:
+    limit = time_limit_of(options, device)
+    for number, (benchmark, cases) in enumerate(chosen):
+        share = None if limit is None else share_of_time(limit - (time.monotonic() - began), len(chosen) - number)
         pool = fastdl.cpu_pool()
         run = results.Run(
             operator=benchmark.name,
@@ -125,16 +140,32 @@ def _run_all(
         print(heading(benchmark, device, run, pools))
         outcome = run_cases(
             benchmark, cases, settings, run,
-            path=path, machine=machine.describe(device), time_limit=remaining, progress=Progress(len(cases)),
+            path=path, machine=machine.describe(device), time_limit=share, progress=Progress(len(cases)),
         )  # fmt: skip
         show(outcome, path)
-        if remaining is not None:
-            remaining -= outcome.run.seconds
         if any("ours" in record.rejected for record in outcome.records):
             status = 1
         if outcome.interrupted:
             return INTERRUPTED
     return status
+
+
+def effort_for(device: torch.device, *, quick: bool) -> Effort:
+    if device.type == "cuda":
+        return GPU_QUICK if quick else GPU
+    return QUICK if quick else FULL
+
+
+def time_limit_of(options: argparse.Namespace, device: torch.device) -> float | None:
+    """Seconds for the whole command, or None where there is no limit."""
+    if options.time_limit is not None:
+        return float(options.time_limit)
+    return TIME_LIMIT if device.type == "cuda" else None
+
+
+def share_of_time(remaining: float, ops: int) -> float:
+    """What the next of so many ops may take: what one leaves over is the others'."""
+    return max(0.0, remaining) / ops
 
 
 def checked_device(name: str) -> torch.device:
@@ -222,6 +253,10 @@ def show(outcome: Outcome, path: Path) -> None:
         print("other: the fastest of the rest; floor: least bytes at the speed of a copy in the same rounds; "
               "saved: bytes kept\nfor backward, ours to eager; ±: interquartile range of ours.\n")  # fmt: skip
         table.print_table(table.SUMMARY_HEADER, table.summary_rows(summarise(outcome.records)), sys.stdout)
+    by_backend = table.backend_rows(outcome.records)
+    if by_backend:
+        print("Ours, by backend:")
+        table.print_table(table.BACKEND_HEADER, by_backend, sys.stdout)
     for record, measurement, taken in call_overhead(outcome.records, outcome.run.overhead_size):
         print(
             f"call overhead at {record.case.label} {LAYOUT_LABELS[record.case.layout]}, {measurement.pass_name}: "

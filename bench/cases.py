@@ -74,6 +74,7 @@ class Benchmark:
         ours, eager, truth: ``(case) -> function``; ``truth`` is the definition, which is given float64 tensors.
         peers: other implementations of the same, each used only where it is there and right.
         forward_work, backward_work: the least that one pass must move and compute.
+        gpu_cases: the cases on a GPU, the most telling first, since there the time is limited.
         overhead_size: the small shape at which the cost of the call itself is told.
     """
 
@@ -88,6 +89,11 @@ class Benchmark:
     forward_work: Callable[[Case], Work]
     backward_work: Callable[[Case], Work]
     overhead_size: tuple[int, int, int, int] = (2, 64, 8, 8)
+    gpu_cases: tuple[Case, ...] = ()
+
+    def cases_on(self, device_type: str) -> tuple[Case, ...]:
+        """The cases that are measured on a kind of device."""
+        return self.gpu_cases if device_type == "cuda" and self.gpu_cases else self.cases
 
 
 def expand(shapes: Sequence[Shape], activation: str) -> tuple[Case, ...]:
@@ -98,6 +104,23 @@ def expand(shapes: Sequence[Shape], activation: str) -> tuple[Case, ...]:
         for shape in shapes
         if dtype in shape.dtypes
         for layout in LAYOUTS
+    )
+
+
+def expand_in_turns(shapes: Sequence[Shape], activation: str) -> tuple[Case, ...]:
+    """Every shape in both layouts and all its dtypes, in two rounds over the shapes.
+
+    A run that ends early has then seen every shape: in the first round half precision in channels_last and float32 in
+    NCHW, as they are used, in the second the others.
+    """
+    usual = {("bfloat16", "channels_last"), ("float32", "nchw")}
+    by_shape = [
+        (shape, dtype, layout) for shape in shapes for dtype in DTYPES if dtype in shape.dtypes for layout in LAYOUTS
+    ]
+    rounds = [row for row in by_shape if row[1:] in usual] + [row for row in by_shape if row[1:] not in usual]
+    return tuple(
+        Case(shape.size, layout, dtype, activation, shape.network, shape.num_groups, shape.quick)
+        for shape, dtype, layout in rounds
     )
 
 

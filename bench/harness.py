@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,8 +16,9 @@ from .cases import DTYPES, Benchmark, Case, Function
 from .ceilings import copy_call
 from .correctness import Judge, copies
 from .counting import Work, saved_bytes
+from .gpu import GRAPH_BYTES, context_of, own_backends, time_replayed
 from .operands import Operands, count_sets, make_operands
-from .records import CaseRecord, Measurement
+from .records import GRAPH, CaseRecord, Measurement
 from .summary import FORWARD, FORWARD_BACKWARD
 from .timing import FULL, Call, Effort, Timer, interleave, timer_for
 
@@ -50,7 +51,10 @@ def measure(
     operands = make_operands(benchmark, case, device, sets)
     functions, rejected = _contenders(benchmark, case, operands, settings, say)
     say("counting saved bytes")
-    saved = {name: saved_bytes(f, operands.inputs[0], operands.parameters) for name, f in functions.items()}
+    saved = {}
+    for name, function in functions.items():
+        with context_of(name):
+            saved[name] = saved_bytes(function, operands.inputs[0], operands.parameters)
     measurements = []
     for pool in settings.pools:
         if pool == "off" and len(settings.pools) > 1 and case.tensor_bytes < POOL_THRESHOLD_BYTES:
@@ -61,7 +65,13 @@ def measure(
                 work = benchmark.forward_work(case)
                 if pass_name == FORWARD_BACKWARD:
                     work = work + benchmark.backward_work(case)
-                measurements.append(_time_pass(pass_name, pool, functions, operands, work, case, settings, timer))
+                measured = _time_pass(pass_name, pool, functions, operands, work, case, settings, timer)
+                measurements.append(measured)
+                if device.type == "cuda" and case.tensor_bytes <= GRAPH_BYTES:
+                    say(f"{pass_name}, from a CUDA graph")
+                    replayed, failed = _time_graph(measured, functions, operands, settings, timer)
+                    measurements += [replayed] if replayed else []
+                    rejected |= {f"{name} ({pass_name} in a graph)": reason for name, reason in failed.items()}
     return CaseRecord(case, served_by(benchmark, case, device), sets, saved, rejected, tuple(measurements))
 
 
@@ -98,6 +108,9 @@ def _contenders(
         "ours": lambda: benchmark.ours(case),
         "eager": lambda: benchmark.eager(case),
     }
+    if settings.device.type == "cuda":
+        for name in own_backends(served_by(benchmark, case, settings.device)):
+            candidates[name] = lambda: benchmark.ours(case)
     if settings.compile:
         candidates["compile"] = lambda: compiled(benchmark.eager(case))
     for peer in benchmark.peers:
@@ -113,7 +126,8 @@ def _contenders(
             function = load()
             if function is None:
                 continue
-            complaint = judge.complaint(function)
+            with context_of(name):
+                complaint = judge.complaint(function)
             if complaint is None and name == "compile":
                 with torch.no_grad():  # the graph for inference is another one: compile it now, not while timing
                     function(operands.inputs[0], *copies(operands.parameters))
@@ -144,14 +158,28 @@ def _time_pass(
     settings: Settings,
     timer: Timer,
 ) -> Measurement:
-    make = forward_call if pass_name == FORWARD else forward_backward_call
-    calls: dict[str, Call] = {name: make(function, operands) for name, function in functions.items()}
+    calls = _calls(pass_name, functions, operands)
     calls[COPY] = copy_call(operands.inputs)
     with torch.set_grad_enabled(pass_name == FORWARD_BACKWARD):
-        times = interleave(calls, timer, settings.effort)
+        times = interleave(calls, timer, settings.effort, context_of)
     bandwidth = 2 * case.tensor_bytes / times.pop(COPY).median
     floor = work.floor(bandwidth, settings.matrix_rates.get(case.dtype, 0.0))
     return Measurement(pass_name, pool, times, work.bytes, bandwidth, floor)
+
+
+def _time_graph(
+    measured: Measurement, functions: dict[str, Function], operands: Operands, settings: Settings, timer: Timer
+) -> tuple[Measurement | None, dict[str, str]]:
+    """The same pass replayed from CUDA graphs, with the same floor; and why some contenders are missing from it."""
+    calls = _calls(measured.pass_name, functions, operands)
+    with torch.set_grad_enabled(measured.pass_name == FORWARD_BACKWARD):
+        times, failed = time_replayed(calls, len(operands.inputs), timer, settings.effort)
+    return (replace(measured, pool=GRAPH, times=times) if "ours" in times else None), failed
+
+
+def _calls(pass_name: str, functions: dict[str, Function], operands: Operands) -> dict[str, Call]:
+    make = forward_call if pass_name == FORWARD else forward_backward_call
+    return {name: make(function, operands) for name, function in functions.items()}
 
 
 def forward_call(function: Function, operands: Operands) -> Call:

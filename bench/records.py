@@ -8,6 +8,16 @@ from typing import Any
 from .cases import Case
 from .timing import Spread
 
+# A contender that is fastdl: on the backend that is asked for, or on another one, as in ``ours/cuda``.
+OURS, SEPARATOR = "ours", "/"
+# `Measurement.pool` of work that was replayed from a CUDA graph.
+GRAPH = "graph"
+
+
+def is_ours(name: str) -> bool:
+    """Whether a contender is fastdl, on whichever backend."""
+    return name == OURS or name.startswith(OURS + SEPARATOR)
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -15,8 +25,10 @@ class Measurement:
 
     Attributes:
         pass_name: ``forward`` (no gradients asked for) or ``forward+backward``.
-        pool: ``on`` or ``off``, the CPU output pool; None where there is none.
-        times: seconds a call by contender: ``ours``, ``eager``, ``compile`` and the peers.
+        pool: ``on`` or ``off``, the CPU output pool; None where there is none. On a GPU ``graph`` for calls that were
+            replayed from a CUDA graph, without the cost of launching them.
+        times: seconds a call by contender: ``ours``, ``eager``, ``compile`` and the peers; on a GPU also ``ours/cuda``
+            or the like, ours on another backend than the one behind ``ours``.
         work_bytes: the least that this pass must move.
         copy_bandwidth: bytes/s (read and written) of copying the same inputs, timed in the same rounds.
         floor: seconds, ``work_bytes / copy_bandwidth`` for an op without matrix products.
@@ -46,6 +58,12 @@ class CaseRecord:
     saved_bytes: dict[str, int] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
     measurements: tuple[Measurement, ...] = ()
+
+
+def by_backend(record: CaseRecord, measurement: Measurement) -> dict[str, float]:
+    """Median seconds of ours on each backend that was timed, the one behind ``ours`` first."""
+    times = {name: spread.median for name, spread in measurement.times.items() if is_ours(name)}
+    return {name.partition(SEPARATOR)[2] or record.backend: seconds for name, seconds in times.items()}
 
 
 def to_json(record: CaseRecord) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from . import machine, results, table
 from .cases import LAYOUT_LABELS
-from .records import CaseRecord
+from .records import GRAPH, CaseRecord
 from .summary import FORWARD, FORWARD_BACKWARD, PASSES, call_overhead, saved_ratio, share_of_floor, speedup, summarise
 from .wording import WORDS
 
@@ -113,7 +113,7 @@ def cases_block(sections: Sequence[Section], words: dict[str, str]) -> str:
             rows = []
             for record in section.records:
                 for m in record.measurements:
-                    if m.pass_name != FORWARD_BACKWARD or m.pool == "off" or "ours" not in m.times:
+                    if m.pass_name != FORWARD_BACKWARD or m.pool in ("off", GRAPH) or "ours" not in m.times:
                         continue
                     median = {name: table.seconds(times.median) for name, times in m.times.items()}
                     rows.append([

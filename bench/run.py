@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from . import results
 from .cases import LAYOUT_LABELS, Benchmark, Case
 from .harness import Settings, measure
-from .records import CaseRecord
+from .records import GRAPH, CaseRecord
 from .summary import FORWARD, speedup
 from .table import ratio
 
@@ -46,8 +46,7 @@ class Progress:
 
     def done(self, number: int, record: CaseRecord, taken: float) -> None:
         parts = [
-            f"{'fwd' if m.pass_name == FORWARD else 'fwd+bwd'}{'' if m.pool is None else f' (pool {m.pool})'} "
-            f"{ratio(speedup(m, 'eager'))} eager"
+            f"{'fwd' if m.pass_name == FORWARD else 'fwd+bwd'}{state_text(m.pool)} {ratio(speedup(m, 'eager'))} eager"
             for m in record.measurements
             if speedup(m, "eager") is not None
         ]
@@ -58,6 +57,11 @@ class Progress:
 
     def _head(self, number: int, case: Case) -> str:
         return f"[{number}/{self.total}] {case.label} {LAYOUT_LABELS[case.layout]} {case.dtype}"
+
+
+def state_text(pool: str | None) -> str:
+    """`` (pool on)``, `` (graph)``, or nothing."""
+    return "" if pool is None else f" ({pool})" if pool == GRAPH else f" (pool {pool})"
 
 
 def run_cases(

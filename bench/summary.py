@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .records import CaseRecord, Measurement
+from .records import GRAPH, CaseRecord, Measurement, is_ours
 
 FORWARD = "forward"
 FORWARD_BACKWARD = "forward+backward"
@@ -30,14 +30,14 @@ def speedup(measurement: Measurement, other: str) -> float | None:
 
 
 def best_other(measurement: Measurement) -> str | None:
-    """The fastest of all that are not ours."""
-    others = {name: spread.median for name, spread in measurement.times.items() if name != "ours"}
+    """The fastest of all that are not ours, on whichever backend."""
+    others = {name: spread.median for name, spread in measurement.times.items() if not is_ours(name)}
     return min(others, key=others.__getitem__) if others else None
 
 
 def best_peer(measurement: Measurement) -> str | None:
     """The fastest besides ours, eager and compile."""
-    peers = {n: s.median for n, s in measurement.times.items() if n not in ("ours", "eager", "compile")}
+    peers = {n: s.median for n, s in measurement.times.items() if n not in ("eager", "compile") and not is_ours(n)}
     return min(peers, key=peers.__getitem__) if peers else None
 
 
@@ -106,5 +106,5 @@ def call_overhead(records: Sequence[CaseRecord], size: Sequence[int]) -> list[tu
         for record in records
         if tuple(record.case.size) == tuple(size)
         for m in record.measurements
-        if {"ours", "eager"} <= m.times.keys()
+        if {"ours", "eager"} <= m.times.keys() and m.pool != GRAPH
     ]

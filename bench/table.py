@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from .cases import LAYOUT_LABELS
-from .records import CaseRecord, Measurement
+from .records import CaseRecord, Measurement, by_backend
 from .summary import FORWARD, Summary, best_other, best_peer, share_of_floor, speedup
 
 WIDTH = 120
@@ -77,6 +77,24 @@ def _row(record: CaseRecord, m: Measurement) -> list[str]:
         percent(share_of_floor(m)),
         percent(kept),
     ]
+
+
+BACKEND_HEADER = ("shape/groups", "layout", "", "pass", "pool", "triton", "cuda", "triton/cuda")
+
+
+def backend_rows(records: Sequence[CaseRecord]) -> list[list[str]]:
+    """The times of our own backends beside each other, where a GPU ran more than one."""
+    rows = []
+    for record in records:
+        for m in record.measurements:
+            times = by_backend(record, m)
+            if len(times) < 2:
+                continue
+            triton, cuda = times.get("triton"), times.get("cuda")
+            row = [record.case.label, LAYOUT_LABELS[record.case.layout], DTYPE_LABELS[record.case.dtype]]
+            row += ["fwd" if m.pass_name == FORWARD else "fwd+bwd", m.pool or ABSENT, seconds(triton), seconds(cuda)]
+            rows.append([*row, ratio(triton / cuda if triton and cuda else None)])
+    return rows
 
 
 SUMMARY_HEADER = (

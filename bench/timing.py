@@ -7,6 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -86,18 +87,28 @@ FULL = Effort()
 QUICK = Effort(seconds=0.6, warm_up=0.03, least_rounds=5)
 
 
-def interleave(contenders: Mapping[str, Call], timer: Timer, effort: Effort) -> dict[str, Spread]:
+def _nothing(contender: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def interleave(
+    contenders: Mapping[str, Call],
+    timer: Timer,
+    effort: Effort,
+    around: Callable[[str], AbstractContextManager[None]] = _nothing,
+) -> dict[str, Spread]:
     """Times every contender in every round, in an order that shifts by one from round to round.
 
     The index that calls get grows by one with every call, whoever makes it, so that no contender finds in the cache
-    what the one before it has read.
+    what the one before it has read. ``around(name)`` is entered for each of a contender's turns, outside of its time.
     """
     index = 0
     counts: dict[str, int] = {}
     for name, call in contenders.items():
         calls, spent = 0, 0.0
         while calls < 2 or spent < effort.warm_up:
-            latest = timer.time(call, index, 1)
+            with around(name):
+                latest = timer.time(call, index, 1)
             index, calls, spent = index + 1, calls + 1, spent + latest
             if calls >= 1000:
                 break
@@ -112,7 +123,8 @@ def interleave(contenders: Mapping[str, Call], timer: Timer, effort: Effort) -> 
         while rounds < effort.least_rounds or (total < effort.seconds and rounds < effort.most_rounds):
             shift = rounds % len(names)
             for name in names[shift:] + names[:shift]:
-                taken = timer.time(contenders[name], index, counts[name])
+                with around(name):
+                    taken = timer.time(contenders[name], index, counts[name])
                 index += counts[name]
                 turns[name].append(taken / counts[name])
                 total += taken
