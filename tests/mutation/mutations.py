@@ -1,4 +1,4 @@
-"""One-line mistakes in the C++ kernels, each of a kind that people make. The parity suite must notice every one.
+"""One-line mistakes in the kernels, each of a kind that people make. The tests of the kernel's floor must notice it.
 
 A mistake joins by adding a row. ``old`` must occur exactly once in the file: a row that fits the source no more fails.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Mutation:
-    """``old`` becomes ``new`` in ``file``, a path below csrc/."""
+    """``old`` becomes ``new`` in ``file``, a path in the repository, whose folder says which tests must notice."""
 
     name: str
     file: str
@@ -20,94 +20,199 @@ class Mutation:
 
 MUTATIONS = [
     # activations
-    Mutation("silu_slope", "cpu/activations.h", "A(1) + u * (A(1) - s)", "A(1) + u * s"),
+    Mutation("silu_slope", "csrc/cpu/activations.h", "A(1) + u * (A(1) - s)", "A(1) + u * s"),
     Mutation(
         "leaky_relu_at_zero",
-        "cpu/activations.h",
+        "csrc/cpu/activations.h",
         "return u > A(0) ? g : g * parameter;",
         "return u < A(0) ? g * parameter : g;",
     ),
-    Mutation("gelu_density", "cpu/activations.h", "A(0.3989422804014326779)", "A(0.3979422804014326779)"),
+    Mutation("gelu_density", "csrc/cpu/activations.h", "A(0.3989422804014326779)", "A(0.3979422804014326779)"),
     Mutation(
-        "hardswish_at_three", "cpu/activations.h", "slope = u < A(3) ? slope : g;", "slope = u <= A(3) ? slope : g;"
+        "hardswish_at_three",
+        "csrc/cpu/activations.h",
+        "slope = u < A(3) ? slope : g;",
+        "slope = u <= A(3) ? slope : g;",
     ),
-    Mutation("mish_slope", "cpu/activations.h", "A(4) * e * (A(1) + e)", "A(4) * e"),
-    Mutation("relu_swallows_nan", "cpu/activations.h", "return u <= A(0) ? V{} : u;", "return u > A(0) ? u : V{};"),
+    Mutation("mish_slope", "csrc/cpu/activations.h", "A(4) * e * (A(1) + e)", "A(4) * e"),
+    Mutation(
+        "relu_swallows_nan", "csrc/cpu/activations.h", "return u <= A(0) ? V{} : u;", "return u > A(0) ? u : V{};"
+    ),
     # the affine map and its derivative
-    Mutation("dropped_eps", "cpu/normalize.h", "1 / std::sqrt(variance + norm.eps)", "1 / std::sqrt(variance)"),
-    Mutation("dropped_remainder_of_mean", "cpu/normalize.h", "A(bias - remainder<A>() * scale)", "A(bias)"),
+    Mutation("dropped_eps", "csrc/cpu/normalize.h", "1 / std::sqrt(variance + norm.eps)", "1 / std::sqrt(variance)"),
+    Mutation("dropped_remainder_of_mean", "csrc/cpu/normalize.h", "A(bias - remainder<A>() * scale)", "A(bias)"),
     Mutation(
         "dropped_remainder_in_product",
-        "cpu/normalize.h",
+        "csrc/cpu/normalize.h",
         "reciprocal_deviation * (product_sum - remainder<A>() * gradient_sum)",
         "reciprocal_deviation * product_sum",
     ),
-    Mutation("wrong_sign_in_slope", "cpu/normalize.h", "A(-d * d * m2)", "A(d * d * m2)"),
+    Mutation("wrong_sign_in_slope", "csrc/cpu/normalize.h", "A(-d * d * m2)", "A(d * d * m2)"),
     Mutation(
         "dropped_mean_of_gradient",
-        "cpu/normalize.h",
+        "csrc/cpu/normalize.h",
         "A(d * (d * m2 * remainder<A>() - m1))",
         "A(d * d * m2 * remainder<A>())",
     ),
-    Mutation("wrong_scale_of_gradient", "cpu/normalize.h", "return {A(d * weight), A(", "return {A(weight), A("),
+    Mutation("wrong_scale_of_gradient", "csrc/cpu/normalize.h", "return {A(d * weight), A(", "return {A(weight), A("),
     # geometry
     Mutation(
-        "wrong_channel_of_column", "cpu/normalize.h", "return column / inner % channels;", "return column % channels;"
+        "wrong_channel_of_column",
+        "csrc/cpu/normalize.h",
+        "return column / inner % channels;",
+        "return column % channels;",
     ),
-    Mutation("dropped_last_row", "cpu/normalize.h", "if (end == blocks && rest) f(rows, int64_t(1), rest);", ""),
-    Mutation("dropped_ragged_end", "cpu/vector.h", "if (i < n) body(i, First<A>{int(n - i)});", ""),
+    Mutation("dropped_last_row", "csrc/cpu/normalize.h", "if (end == blocks && rest) f(rows, int64_t(1), rest);", ""),
+    Mutation("dropped_ragged_end", "csrc/cpu/vector.h", "if (i < n) body(i, First<A>{int(n - i)});", ""),
     Mutation(
         "wrong_group_of_slab",
-        "cpu/group_norm.cpp",
+        "csrc/cpu/group_norm.cpp",
         "merge_means(n * groups_ + group, &means[2 * group]);",
         "merge_means(n * groups_, &means[2 * group]);",
     ),
     Mutation(
         "wrong_count_in_group_norm",
-        "cpu/group_norm.cpp",
+        "csrc/cpu/group_norm.cpp",
         "double(width_) * double(norm_.positions);",
         "double(norm_.positions);",
     ),
     Mutation(
         "dropped_samples_of_weight",
-        "cpu/group_norm.cpp",
+        "csrc/cpu/group_norm.cpp",
         "weight += product_sums_[n * norm_.channels + c];",
         "weight = product_sums_[n * norm_.channels + c];",
     ),
     Mutation(
         "wrong_count_in_batch_norm",
-        "cpu/batch_norm.cpp",
+        "csrc/cpu/batch_norm.cpp",
         "double(norm_.samples) * double(norm_.positions)",
         "double(norm_.positions)",
     ),
-    Mutation("statistics_never_constant", "cpu/batch_norm.cpp", "if (given_) return k.template slope<A>(0, 0);", ""),
+    Mutation(
+        "statistics_never_constant", "csrc/cpu/batch_norm.cpp", "if (given_) return k.template slope<A>(0, 0);", ""
+    ),
     # moments
     Mutation(
         "uncorrected_squares",
-        "cpu/moments.h",
+        "csrc/cpu/moments.h",
         "moments_.merge({n, double(shift_) + sum / n, squares - sum * sum / n});",
         "moments_.merge({n, double(shift_) + sum / n, squares});",
     ),
-    Mutation("moments_without_shift", "cpu/moments.h", "shift_ = mean_of(x, ", "shift_ = 0 * mean_of(x, "),
+    Mutation("moments_without_shift", "csrc/cpu/moments.h", "shift_ = mean_of(x, ", "shift_ = 0 * mean_of(x, "),
     Mutation(
         "wrong_merge_of_moments",
-        "cpu/moments.h",
+        "csrc/cpu/moments.h",
         "distance * distance * (count * other.count / total)",
         "distance * distance * other.count",
     ),
     Mutation(
         "dropped_squares_of_columns",
-        "cpu/moments.h",
+        "csrc/cpu/moments.h",
         "square[j] += double(squares[j]) - sum * sum / n + distance * distance * cross;",
         "square[j] += double(squares[j]) - sum * sum / n;",
     ),
     # storage and tiles
-    Mutation("truncated_bfloat16", "cpu/storage.h", "(bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16", "bits >> 16"),
-    Mutation("subtracted_residual", "cpu/engine.h", "z[i] += residual[i];", "z[i] -= residual[i];"),
-    Mutation("dropped_late_residual", "cpu/spans_of.h", "u += part.load(r);", "u += 0 * part.load(r);"),
+    Mutation("truncated_bfloat16", "csrc/cpu/storage.h", "(bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16", "bits >> 16"),
+    Mutation("subtracted_residual", "csrc/cpu/engine.h", "z[i] += residual[i];", "z[i] -= residual[i];"),
+    Mutation("dropped_late_residual", "csrc/cpu/spans_of.h", "u += part.load(r);", "u += 0 * part.load(r);"),
     # bindings
-    Mutation("biased_running_variance", "bindings.cpp", "double(count) / double(count - 1)", "1.0"),
+    Mutation("biased_running_variance", "csrc/bindings.cpp", "double(count) / double(count - 1)", "1.0"),
     Mutation(
-        "wrong_layout_accepted", "bindings.cpp", "else if (given[i] != position * length) return std::nullopt;", ""
+        "wrong_layout_accepted", "csrc/tensors.h", "else if (given[i] != position * length) return std::nullopt;", ""
+    ),
+    # Triton, kept on chip
+    Mutation(
+        "triton_dropped_rest_of_mean",
+        "kernels/on_chip.py",
+        "mean.to(tl.float64) + rest.to(tl.float64)",
+        "mean.to(tl.float64)",
+    ),
+    Mutation(
+        "triton_wrong_sign_of_product",
+        "kernels/on_chip.py",
+        "g -= z * spread_by_group(m2,",
+        "g += z * spread_by_group(m2,",
+    ),
+    Mutation(
+        "triton_bias_scaled",
+        "kernels/on_chip.py",
+        "u = z * w[None, :] + load_parameter(bias, channel, bias_stride, in_groups, 0.0)[None, :]",
+        "u = (z + load_parameter(bias, channel, bias_stride, in_groups, 0.0)[None, :]) * w[None, :]",
+    ),
+    # Triton, split
+    Mutation(
+        "triton_uncounted_deviation", "kernels/moments.py", "deviation * deviation * count", "deviation * deviation"
+    ),
+    Mutation(
+        "triton_wrong_plane", "kernels/split.py", "tl.load(totals + outer * groups + index,", "tl.load(totals + index,"
+    ),
+    Mutation(
+        "triton_weightless_totals",
+        "kernels/split.py",
+        "total += sum_by_group(tl.where(in_bound, sums * w, 0.0)",
+        "total += sum_by_group(tl.where(in_bound, sums, 0.0)",
+    ),
+    Mutation(
+        "triton_unmasked_products", "kernels/split.py", "products += tl.where(mask, g * z, 0.0)", "products += g * z"
+    ),
+    # Triton, what they share
+    Mutation(
+        "triton_wrong_stride",
+        "kernels/tiles.py",
+        "offsets = channel * (line_stride * UNIT) + position",
+        "offsets = channel * (sample_stride * UNIT) + position",
+    ),
+    Mutation("triton_last_rows_only", "kernels/parameters.py", "by_weight += tl.sum(", "by_weight = tl.sum("),
+    Mutation("triton_biased_running_variance", "kernels/parameters.py", "other=0.0) * unbiased", "other=0.0)"),
+    # CUDA C++: wrong numbers
+    Mutation(
+        "cuda_dropped_rest_of_mean",
+        "csrc/cuda/strips_forward.cu",
+        "bias_of(call.bias, channel) - center.low * scale;",
+        "bias_of(call.bias, channel);",
+    ),
+    Mutation(
+        "cuda_wrong_sign_of_product",
+        "csrc/cuda/strips_backward.cu",
+        "slope.by_input = -d * d * m2;",
+        "slope.by_input = d * d * m2;",
+    ),
+    Mutation(
+        "cuda_wrong_place_of_residual",
+        "csrc/cuda/rows_forward.cu",
+        "u[i] = (u[i] + r[i] - high[i]) * scale[i] + shift[i];",
+        "u[i] = (u[i] - high[i]) * scale[i] + shift[i] + r[i];",
+    ),
+    Mutation(
+        "cuda_unscaled_slope",
+        "csrc/cuda/rows_backward.cu",
+        "x[i] = z[i] * scale[i] + shift[i];",
+        "x[i] = z[i] + shift[i];",
+    ),
+    Mutation(
+        "cuda_wrong_merge",
+        "csrc/cuda/norm_merge.cu",
+        "distance * distance * (a.count * b.count / count)",
+        "distance * distance * b.count",
+    ),
+    # CUDA C++: races, which may leave the numbers right
+    Mutation("cuda_missing_cluster_barrier", "csrc/cuda/strips_forward.cu", "      device::cluster_barrier();\n", ""),
+    Mutation(
+        "cuda_missing_wait_for_copies",
+        "csrc/cuda/rows_backward.cu",
+        "  device::cp_async_wait<0>();\n\n  // First the sums",
+        "\n  // First the sums",
+    ),
+    Mutation(
+        "cuda_missing_barrier_before_centers",
+        "csrc/cuda/rows_forward.cu",
+        "  device::block_barrier();\n\n  float high[V]",
+        "\n  float high[V]",
+    ),
+    Mutation(
+        "cuda_missing_barrier_in_merge",
+        "csrc/cuda/norm_merge.cu",
+        "    device::block_barrier();\n    if (lane < half)",
+        "    if (lane < half)",
     ),
 ]

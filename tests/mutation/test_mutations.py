@@ -6,6 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,9 +17,33 @@ from tests.mutation.mutations import MUTATIONS, Mutation
 from tests.support.backends import BACKENDS_UNDER_TEST
 
 ROOT = Path(__file__).resolve().parents[2]
-TREE = ["fastdl", "kernels", "csrc", "tests", "pyproject.toml"]
-FILES = ["group_norm", "batch_norm", "activations", "rounding", "running_statistics", "nonfinite"]
-TESTED = [f"tests/ops/test_{name}.py" for name in FILES]
+TREE = ["fastdl", "kernels", "bench", "csrc", "tests", "pyproject.toml"]
+ON_THE_CPU = ("group_norm", "batch_norm", "activations", "rounding", "running_statistics", "nonfinite")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What must notice a mistake in the files below ``folder``; stops at the first failure."""
+
+    folder: str
+    arguments: tuple[str, ...]
+    needs_cpu_library: bool = False
+
+
+SUITES = (
+    Suite("kernels", ("tests/interpreter/test_interpreter.py", "-k", "every_path")),
+    Suite("csrc/cuda", ("tests/simt/test_group_norm.py", "tests/simt/test_batch_norm.py")),
+    Suite(
+        "csrc",
+        (*(f"tests/ops/test_{name}.py" for name in ON_THE_CPU), "-k", "cpu and not reference"),
+        needs_cpu_library=True,
+    ),
+)
+
+
+def suite_of(mutation: Mutation) -> Suite:
+    return next(suite for suite in SUITES if mutation.file.startswith(suite.folder + "/"))
+
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -31,44 +58,50 @@ def copy_tree(target: Path) -> Path:
     return target
 
 
-def run_tests(tree: Path) -> subprocess.CompletedProcess[str]:
+def run_tests(tree: Path, suite: Suite) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "FASTDL_"))}
     environment |= {"PYTHONPATH": str(tree), "FASTDL_CACHE": str(tree / "cache")}
-    probe = "import fastdl, sys; s = fastdl.backends()['cpu']; print(fastdl.__file__); sys.exit(s.reason or 0)"
-    built = subprocess.run(
-        [sys.executable, "-c", probe], cwd=tree, env=environment, capture_output=True, text=True, check=False
+    if suite.needs_cpu_library:
+        probe = "import fastdl, sys; s = fastdl.backends()['cpu']; sys.exit(s.reason or 0)"
+        built = run_python(tree, environment, "-c", probe)
+        assert built.returncode == 0, f"the mutated source does not build:\n{built.stderr[-2000:]}"
+    places = run_python(
+        tree, environment, "-c", "import fastdl.kernels as k, fastdl as f; print(f.__file__, k.__file__)"
     )
-    assert built.returncode == 0, f"the mutated source does not build:\n{built.stderr[-2000:]}"
-    assert built.stdout.startswith(str(tree)), built.stdout
-    options = ["-k", "cpu and not reference", "-m", "not slow", "-q", "-x", "-p", "no:cacheprovider", "--tb=line"]
+    assert all(place.startswith(str(tree)) for place in places.stdout.split()), places.stdout + places.stderr
+    options = ["-m", "not slow", "-q", "-x", "-p", "no:cacheprovider", "--tb=line"]
+    return run_python(tree, environment, "-m", "pytest", *suite.arguments, *options)
+
+
+def run_python(tree: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pytest", *TESTED, *options],
-        cwd=tree,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, *arguments], cwd=tree, env=environment, capture_output=True, text=True, check=False
     )
 
 
 @pytest.fixture(scope="session")
-def control(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The tree as it is passes: else every mistake would be noticed for the wrong reason."""
+def control(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Suite], None]:
+    """Asserts that the tree as it is passes a suite: else every mistake would be noticed for the wrong reason."""
     BACKENDS_UNDER_TEST["cpu"].device()
-    result = run_tests(copy_tree(tmp_path_factory.mktemp("control")))
-    assert result.returncode == 0, result.stdout[-2000:]
+
+    @cache
+    def passes(suite: Suite) -> None:
+        result = run_tests(copy_tree(tmp_path_factory.mktemp("control")), suite)
+        assert result.returncode == 0, result.stdout[-2000:]
+
+    return passes
 
 
-@pytest.mark.usefixtures("control")
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
-def test_the_mistake_is_noticed(mutation: Mutation, tmp_path: Path) -> None:
+def test_the_mistake_is_noticed(mutation: Mutation, tmp_path: Path, control: Callable[[Suite], None]) -> None:
+    control(suite_of(mutation))
     tree = copy_tree(tmp_path)
-    file = tree / "csrc" / mutation.file
+    file = tree / mutation.file
     source = file.read_text()
     assert source.count(mutation.old) == 1, (
         f"{mutation.old!r} occurs {source.count(mutation.old)} times in {mutation.file}"
     )
     file.write_text(source.replace(mutation.old, mutation.new))
-    result = run_tests(tree)
+    result = run_tests(tree, suite_of(mutation))
     assert result.returncode == 1, f"no test noticed {mutation.name}:\n{result.stdout[-2000:]}"
     shutil.rmtree(tree, ignore_errors=True)

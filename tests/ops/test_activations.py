@@ -93,7 +93,7 @@ def test_value_and_slope_at_special_numbers(
         result, by_torch, true = (t.to("cpu", torch.float64) for t in (result, by_torch, true))
         for at, sign in ((2, 0), (3, 1)):
             if by_torch[at].isnan() or result[at].isnan():
-                # torch's formula is inf * 0 at this point, in some of its loops: which ones depends on the dtype and the
+                # torch's formula is inf * 0 here, in some of its loops: which ones depends on the dtype and the
                 # processor, so that its NaN may be another dtype's. The limit is right too.
                 at_limit = limit[sign] * INFINITY if limit[sign].abs() > 1e3 else limit[sign].round()
                 assert result[at] == at_limit or (result[at].isnan() and nan_in_some_loop[name][at])
