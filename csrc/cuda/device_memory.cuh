@@ -8,7 +8,8 @@
 
 namespace fastdl::device {
 
-// normal: the compiler's own load or store, of shared or global memory. The others are of global memory alone.
+// normal: the compiler's own load or store, of shared or global memory, which nvcc may take apart (16 bytes became four stores of 4
+// where the value was made of floats). The others are of global memory alone, and keep their width.
 // read_only: nothing writes it while the kernel runs. streaming: used once, first to leave the caches. read_only_streaming: both.
 // evict_first, evict_last: the order of leaving the first-level cache.
 enum class Cache { normal, read_only, streaming, read_only_streaming, evict_first, evict_last };
