@@ -112,8 +112,9 @@ class BatchNorm {
     auto second = [&](int64_t slab, int64_t begin, int64_t end, bool) {
       for (int64_t part = begin; part < end; ++part)
         plan.visit(norm_, slab, part, [&](int64_t, int64_t c, int64_t n, int64_t begin, int64_t count) {
+          const Affine<A> map = coefficients(c).template affine<A>();
           engine_.forward(x_ + offset(norm_.input_strides, n, c) + begin, residual(n, c, begin),
-                          y + offset(norm_.output_strides, n, c) + begin, count, coefficients(c).template affine<A>(), ahead);
+                          y + offset(norm_.output_strides, n, c) + begin, {}, count, 1, &map, ahead);
         });
     };
     two_phases(plan.slabs, plan.parts, plan.work(), first, merge, second);
@@ -130,9 +131,9 @@ class BatchNorm {
       for (int64_t part = begin; part < end; ++part) {
         double* sum = &sums[2 * (part * norm_.channels + slab * plan.channels_each)];
         plan.visit(norm_, slab, part, [&](int64_t j, int64_t c, int64_t n, int64_t begin, int64_t count) {
+          const Affine<A> map = coefficients(c).template affine<A>();
           engine_.reduce(x_ + offset(norm_.input_strides, n, c) + begin, residual(n, c, begin),
-                         g + offset(gradients.output_strides, n, c) + begin, nullptr, count, coefficients(c).template affine<A>(),
-                         sum + 2 * j, ahead);
+                         g + offset(gradients.output_strides, n, c) + begin, nullptr, {}, count, 1, &map, sum + 2 * j, ahead);
         });
       }
     };
@@ -152,9 +153,10 @@ class BatchNorm {
       for (int64_t part = begin; part < end; ++part)
         plan.visit(norm_, slab, part, [&](int64_t, int64_t c, int64_t n, int64_t begin, int64_t count) {
           const int64_t out = offset(norm_.output_strides, n, c) + begin;
+          const Affine<A> map = coefficients(c).template affine<A>();
           engine_.backward(x_ + offset(norm_.input_strides, n, c) + begin, residual(n, c, begin),
-                           g + offset(gradients.output_strides, n, c) + begin, gx ? gx + out : nullptr, gr ? gr + out : nullptr,
-                           count, coefficients(c).template affine<A>(), slopes[c]);
+                           g + offset(gradients.output_strides, n, c) + begin, gx ? gx + out : nullptr, gr ? gr + out : nullptr, {},
+                           count, 1, &map, &slopes[c]);
         });
     };
     two_phases(plan.slabs, plan.parts, plan.work(), first, merge, second);

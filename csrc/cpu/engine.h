@@ -29,48 +29,58 @@ class Engine {
     tiles(n, [&](int64_t i, int64_t m) { f(activated(x + i, r ? r + i : nullptr, m, z), m); });
   }
 
-  void forward(const T* x, const T* r, T* y, int64_t n, Affine<A> map, int64_t ahead) const {
+  void forward(const T* x, const T* r, T* y, StripSteps steps, int64_t n, int64_t strips, const Affine<A>* maps,
+               int64_t ahead) const {
     if (last_) {
-      last_->forward_strip(x, r, y, n, map, parameter_, ahead);
+      last_->forward_strips(x, r, y, steps, n, strips, maps, parameter_, ahead);
       return;
     }
     Tile z, out;
-    tiles(n, [&](int64_t i, int64_t m) {
-      plain().forward_strip(activated(x + i, r ? r + i : nullptr, m, z), nullptr, out.values, m, map, 0, 0);
-      narrow(out.values, y + i, m);
+    each_strip(n, strips, [&](int64_t strip, int64_t i, int64_t m) {
+      const A* source = activated(x + strip * steps.x + i, r ? r + strip * steps.r + i : nullptr, m, z);
+      plain().forward_strips(source, nullptr, out.values, {}, m, 1, maps + strip, 0, 0);
+      narrow(out.values, y + strip * steps.y + i, m);
     });
   }
 
-  // sums[0] += sum gu, sums[1] += sum gu (z - center). Where `keep` is not null, keep = gu, for backward_kept.
-  void reduce(const T* x, const T* r, const T* g, A* keep, int64_t n, Affine<A> map, double* sums, int64_t ahead) const {
+  // Of each strip: sums[0] += sum gu, sums[1] += sum gu (z - center). Where `keep` is not null, keep = gu, for backward_kept.
+  void reduce(const T* x, const T* r, const T* g, A* keep, StripSteps steps, int64_t n, int64_t strips, const Affine<A>* maps,
+              double* sums, int64_t ahead) const {
     if (last_) {
-      last_->reduce_strip(x, r, g, keep, n, map, parameter_, sums, ahead);
+      last_->reduce_strips(x, r, g, keep, steps, n, strips, maps, parameter_, sums, ahead);
       return;
     }
     Tile z, gradient;
-    tiles(n, [&](int64_t i, int64_t m) {
-      const A* source = activated(x + i, r ? r + i : nullptr, m, z);
-      plain().reduce_strip(source, nullptr, widened(g + i, m, gradient), keep ? keep + i : nullptr, m, map, 0, sums, 0);
+    each_strip(n, strips, [&](int64_t strip, int64_t i, int64_t m) {
+      const A* source = activated(x + strip * steps.x + i, r ? r + strip * steps.r + i : nullptr, m, z);
+      plain().reduce_strips(source, nullptr, widened(g + strip * steps.g + i, m, gradient), keep ? keep + strip * n + i : nullptr,
+                            {}, m, 1, maps + strip, 0, sums + 2 * strip, 0);
     });
   }
 
   // gx and gr may be null.
-  void backward(const T* x, const T* r, const T* g, T* gx, T* gr, int64_t n, Affine<A> map, Slope<A> slope) const {
+  void backward(const T* x, const T* r, const T* g, T* gx, T* gr, StripSteps steps, int64_t n, int64_t strips,
+                const Affine<A>* maps, const Slope<A>* slopes) const {
     if (last_) {
-      last_->backward_strip(x, r, g, gx, gr, n, map, slope, parameter_);
+      last_->backward_strips(x, r, g, gx, gr, steps, n, strips, maps, slopes, parameter_);
       return;
     }
     Tile z, gradient, gz, input;
-    tiles(n, [&](int64_t i, int64_t m) {
-      const A* source = activated(x + i, r ? r + i : nullptr, m, z);
-      plain().backward_strip(source, nullptr, widened(g + i, m, gradient), gz.values, nullptr, m, map, slope, 0);
-      through_activation(x + i, gz.values, gx ? gx + i : nullptr, gr ? gr + i : nullptr, m, input);
+    each_strip(n, strips, [&](int64_t strip, int64_t i, int64_t m) {
+      const T* from = x + strip * steps.x + i;
+      const int64_t to = strip * steps.y + i;
+      const A* source = activated(from, r ? r + strip * steps.r + i : nullptr, m, z);
+      plain().backward_strips(source, nullptr, widened(g + strip * steps.g + i, m, gradient), gz.values, nullptr, {}, m, 1,
+                              maps + strip, slopes + strip, 0);
+      through_activation(from, gz.values, gx ? gx + to : nullptr, gr ? gr + to : nullptr, m, input);
     });
   }
 
   // The same from gu as reduce kept it. Only where the activation comes last.
-  void backward_kept(const T* x, const A* gu, T* gx, T* gr, int64_t n, Affine<A> map, Slope<A> slope) const {
-    kept_spans<T>().backward_strip(x, nullptr, gu, gx, gr, n, map, slope, 0);
+  void backward_kept(const T* x, const A* gu, T* gx, T* gr, StripSteps steps, int64_t n, int64_t strips, const Affine<A>* maps,
+                     const Slope<A>* slopes) const {
+    steps.g = n;
+    kept_spans<T>().backward_strips(x, nullptr, gu, gx, gr, steps, n, strips, maps, slopes, 0);
   }
 
   template <class F>
@@ -153,6 +163,11 @@ class Engine {
     for (int64_t i = 0; i < n; i += tile) f(i, min(n - i, tile));
   }
 
+  template <class F>
+  static void each_strip(int64_t n, int64_t strips, F&& f) {
+    for (int64_t strip = 0; strip < strips; ++strip) tiles(n, [&](int64_t i, int64_t m) { f(strip, i, m); });
+  }
+
   static const A* widened(const T* p, int64_t n, Tile& buffer) {
     if constexpr (std::is_same_v<T, A>) {
       return p;
@@ -177,7 +192,8 @@ class Engine {
   }
   void activate(const T* x, const T* r, int64_t n, A* z) const {
     Tile buffer;
-    first_->forward_strip(widened(x, n, buffer), nullptr, z, n, {0, 1, 0}, parameter_, 0);
+    const Affine<A> unchanged = {0, 1, 0};
+    first_->forward_strips(widened(x, n, buffer), nullptr, z, {}, n, 1, &unchanged, parameter_, 0);
     if (!r) return;
     const A* residual = widened(r, n, buffer);
     for (int64_t i = 0; i < n; ++i) z[i] += residual[i];
@@ -188,7 +204,10 @@ class Engine {
     if (gr) narrow(gz, gr, n);
     if (!gx) return;
     Tile out;
-    first_->backward_strip(widened(x, n, buffer), nullptr, gz, out.values, nullptr, n, {0, 1, 0}, {1, 0, 0}, parameter_);
+    const Affine<A> unchanged = {0, 1, 0};
+    const Slope<A> gradient_alone = {1, 0, 0};
+    first_->backward_strips(widened(x, n, buffer), nullptr, gz, out.values, nullptr, {}, n, 1, &unchanged, &gradient_alone,
+                            parameter_);
     narrow(out.values, gx, n);
   }
 

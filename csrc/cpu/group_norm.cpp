@@ -100,12 +100,11 @@ class GroupNorm {
     const int64_t pieces = width_ * segments;
     const int64_t ahead = distance_ahead(width_ * norm_.positions);
     auto second = [&](int64_t slab, int64_t begin, int64_t end, bool) {
-      visit_segments(slab, pieces * begin / parts, pieces * end / parts, segments,
-                     [&](int64_t, int64_t n, int64_t channel, int64_t from, int64_t count) {
-                       engine_.forward(x_ + offset(norm_.input_strides, n, channel) + from, residual(n, channel, from),
-                                       y + offset(norm_.output_strides, n, channel) + from, count,
-                                       coefficients(slab, channel).template affine<A>(), ahead);
-                     });
+      visit_strips(slab, pieces * begin / parts, pieces * end / parts, segments, [&](const Strips& s) {
+        engine_.forward(x_ + offset(norm_.input_strides, s.sample, s.channel) + s.from, residual(s.sample, s.channel, s.from),
+                        y + offset(norm_.output_strides, s.sample, s.channel) + s.from, steps(0), s.positions, s.count,
+                        Maps(*this, slab, s).maps, ahead);
+      });
     };
     two_phases(norm_.samples * groups_, parts, plan.run < segment_length ? plan.run : segment_length, first, merge, second);
   }
@@ -120,13 +119,13 @@ class GroupNorm {
     const int64_t ahead = distance_ahead(width_ * norm_.positions);
     auto first = [&](int64_t slab, int64_t begin, int64_t end, bool together) {
       A* keep = costly && together ? kept_buffer<A>(width_ * norm_.positions) : nullptr;
-      visit_segments(slab, begin, end, segments, [&](int64_t part, int64_t n, int64_t channel, int64_t from, int64_t count) {
-        double* sum = &sums[2 * (slab * parts + part)];
-        sum[0] = sum[1] = 0;
-        engine_.reduce(x_ + offset(norm_.input_strides, n, channel) + from, residual(n, channel, from),
-                       g + offset(gradients.output_strides, n, channel) + from, keep, count,
-                       coefficients(slab, channel).template affine<A>(), sum, ahead);
-        if (keep) keep += count;
+      visit_strips(slab, begin, end, segments, [&](const Strips& s) {
+        double* sum = &sums[2 * (slab * parts + s.part)];
+        std::fill(sum, sum + 2 * s.count, 0.0);
+        engine_.reduce(x_ + offset(norm_.input_strides, s.sample, s.channel) + s.from, residual(s.sample, s.channel, s.from),
+                       g + offset(gradients.output_strides, s.sample, s.channel) + s.from, keep,
+                       steps(gradients.output_strides.channel), s.positions, s.count, Maps(*this, slab, s).maps, sum, ahead);
+        if (keep) keep += s.positions * s.count;
       });
     };
     auto merge = [&](int64_t slab) {
@@ -145,18 +144,22 @@ class GroupNorm {
     auto second = [&](int64_t slab, int64_t begin, int64_t end, bool together) {
       if (!gx && !gr) return;
       const A* kept = costly && together ? kept_buffer<A>(width_ * norm_.positions) : nullptr;
-      visit_segments(slab, begin, end, segments, [&](int64_t, int64_t n, int64_t channel, int64_t from, int64_t count) {
-        const Coefficients c = coefficients(slab, channel);
-        const int64_t out = offset(norm_.output_strides, n, channel) + from;
-        const T* x = x_ + offset(norm_.input_strides, n, channel) + from;
-        Affine<A> map = c.template affine<A>();
-        const Slope<A> slope = c.template slope<A>(means[2 * slab], means[2 * slab + 1]);
+      visit_strips(slab, begin, end, segments, [&](const Strips& s) {
+        const int64_t out = offset(norm_.output_strides, s.sample, s.channel) + s.from;
+        const T* x = x_ + offset(norm_.input_strides, s.sample, s.channel) + s.from;
+        T *to = gx ? gx + out : nullptr, *residual_to = gr ? gr + out : nullptr;
+        const StripSteps step = steps(gradients.output_strides.channel);
+        const Maps maps(*this, slab, s);
+        Slope<A> slopes[most_strips];
+        for (int64_t i = 0; i < s.count; ++i)
+          slopes[i] = coefficients(slab, s.channel + i).template slope<A>(means[2 * slab], means[2 * slab + 1]);
         if (kept) {
-          engine_.backward_kept(x, kept, gx ? gx + out : nullptr, gr ? gr + out : nullptr, count, map, slope);
-          kept += count;
+          engine_.backward_kept(x, kept, to, residual_to, step, s.positions, s.count, maps.maps, slopes);
+          kept += s.positions * s.count;
         } else {
-          engine_.backward(x, residual(n, channel, from), g + offset(gradients.output_strides, n, channel) + from,
-                           gx ? gx + out : nullptr, gr ? gr + out : nullptr, count, map, slope);
+          engine_.backward(x, residual(s.sample, s.channel, s.from),
+                           g + offset(gradients.output_strides, s.sample, s.channel) + s.from, to, residual_to, step, s.positions,
+                           s.count, maps.maps, slopes);
         }
       });
     };
@@ -251,16 +254,38 @@ class GroupNorm {
 
   // -- shared ----------------------------------------------------------------------------------------------------------------
 
-  // f(part, sample, channel, first position, positions) over a range of a slab's parts, each a segment of a channel.
+  // Some strips of a slab: whole channels next to each other, or a segment of one.
+  struct Strips {
+    int64_t part, sample, channel, from, positions, count;
+  };
+  static constexpr int64_t most_strips = 16;
+
+  // f(strips) over a range of a slab's parts, each a segment of a channel.
   template <class F>
-  void visit_segments(int64_t slab, int64_t begin, int64_t end, int64_t segments, F&& f) const {
+  void visit_strips(int64_t slab, int64_t begin, int64_t end, int64_t segments, F&& f) const {
     const int64_t n = slab / groups_, channel = slab % groups_ * width_;
-    int64_t j = begin / segments, segment = begin % segments;
-    for (int64_t part = begin; part < end; ++part) {
-      const int64_t from = segment * segment_length, left = norm_.positions - from;
-      f(part, n, channel + j, from, left < segment_length ? left : segment_length);
-      if (++segment == segments) segment = 0, ++j;
+    if (segments == 1) {
+      for (int64_t part = begin; part < end; part += most_strips)
+        f(Strips{part, n, channel + part, 0, norm_.positions, end - part < most_strips ? end - part : most_strips});
+      return;
     }
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t from = part % segments * segment_length, left = norm_.positions - from;
+      f(Strips{part, n, channel + part / segments, from, left < segment_length ? left : segment_length, 1});
+    }
+  }
+
+  // The affine maps of some strips.
+  struct Maps {
+    Affine<A> maps[most_strips];
+
+    Maps(const GroupNorm& norm, int64_t slab, const Strips& strips) {
+      for (int64_t i = 0; i < strips.count; ++i) maps[i] = norm.coefficients(slab, strips.channel + i).template affine<A>();
+    }
+  };
+
+  StripSteps steps(int64_t gradient) const {
+    return {norm_.input_strides.channel, norm_.residual_strides.channel, gradient, norm_.output_strides.channel};
   }
 
   static int64_t offset(const Strides& strides, int64_t n, int64_t channel) {

@@ -36,9 +36,9 @@ class StripMoments {
   template <class T>
   void add(const T* x, int64_t n) {
     while (n > 0) {
-      // The first chunk is short: its shift is a guess from a few values, which may be unlike the rest.
+      // The first chunk is shorter: its shift is a guess from a few values, spread out over it, which may be unlike the rest.
       const int64_t most = moments_.count == 0 ? first_chunk : chunk, m = n < most - pending_ ? n : most - pending_;
-      if (pending_ == 0 && moments_.count == 0) shift_ = mean_of(x, m < first ? m : first);
+      if (pending_ == 0 && moments_.count == 0) shift_ = guess(x, m);
       const Vector<A> shift = broadcast(shift_);
       constexpr int64_t few = 8 * lanes<A>;
       for (int64_t start = 0; start < m; start += few) {
@@ -64,15 +64,17 @@ class StripMoments {
   }
 
  private:
-  static constexpr int64_t chunk = 4096, first_chunk = 256;
-  static constexpr int64_t first = 4 * lanes<A>;  // values whose mean is the first shift
+  static constexpr int64_t chunk = 4096, first_chunk = 1024;
 
+  // The mean of four vectors at equal distances, or of all that there is.
   template <class T>
-  static A mean_of(const T* x, int64_t n) {
-    if (n == first)
-      return sum_lanes<A>((load_vector(x) + load_vector(x + lanes<A>)) +
-                          (load_vector(x + 2 * lanes<A>) + load_vector(x + 3 * lanes<A>))) /
-             A(first);
+  static A guess(const T* x, int64_t n) {
+    constexpr int64_t width = lanes<A>;
+    if (n >= 4 * width) {
+      const int64_t step = (n - width) / 3;
+      return sum_lanes<A>((load_vector(x) + load_vector(x + step)) + (load_vector(x + 2 * step) + load_vector(x + n - width))) /
+             A(4 * width);
+    }
     Vector<A> sum{};
     sweep<A>(n, [&](int64_t i, auto part) { sum += part.load(x + i); });
     return sum_lanes<A>(sum) / A(n);

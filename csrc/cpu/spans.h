@@ -42,22 +42,30 @@ struct Rows {
   explicit operator bool() const { return first != nullptr; }
 };
 
+// How many values from a strip of n values to the next one, which is of the next channel.
+struct StripSteps {
+  int64_t x = 0, r = 0, g = 0, y = 0;
+};
+
 // `ahead` is how far ahead of x (and of g) to read, in values, while computing: memory is then never idle. What comes next is
 // usually the next group, which is not where the processor's own prefetching would look, as this one is gone through twice.
 template <class T, class A = Arithmetic<T>>
 struct Spans {
-  // y = act((x - center) scale + shift + r)
-  void (*forward_strip)(const T* x, const T* r, T* y, int64_t n, Affine<A> map, A parameter, int64_t ahead);
+  // y = act((x - center) scale + shift + r). Strips come several in a call, with their coefficients: one of 64 values takes less
+  // time than the call.
+  void (*forward_strips)(const T* x, const T* r, T* y, StripSteps steps, int64_t n, int64_t strips, const Affine<A>* maps,
+                         A parameter, int64_t ahead);
   void (*forward_rows)(Rows<const T> x, Rows<const T> r, Rows<T> y, int64_t rows, int64_t columns, AffineColumns<A> map,
                        A parameter, int64_t ahead);
-  // sums[0] += sum gu, sums[1] += sum gu (x - center); by column for rows, whose arrays end in room for a whole vector. Where
-  // `keep` is not null, keep = gu.
-  void (*reduce_strip)(const T* x, const T* r, const T* g, A* keep, int64_t n, Affine<A> map, A parameter, double* sums,
-                       int64_t ahead);
+  // sums[0] += sum gu, sums[1] += sum gu (x - center), two a strip; by column for rows, whose arrays end in room for a whole
+  // vector. Where `keep` is not null, keep = gu, one strip behind the other.
+  void (*reduce_strips)(const T* x, const T* r, const T* g, A* keep, StripSteps steps, int64_t n, int64_t strips,
+                        const Affine<A>* maps, A parameter, double* sums, int64_t ahead);
   void (*reduce_rows)(Rows<const T> x, Rows<const T> r, Rows<const T> g, Rows<A> keep, int64_t rows, int64_t columns,
                       AffineColumns<A> map, A parameter, double* gradient_sums, double* product_sums, int64_t ahead);
   // gx = gu by_gradient + (x - center) by_input + constant; gr = gu. Either output may be null.
-  void (*backward_strip)(const T* x, const T* r, const T* g, T* gx, T* gr, int64_t n, Affine<A> map, Slope<A> slope, A parameter);
+  void (*backward_strips)(const T* x, const T* r, const T* g, T* gx, T* gr, StripSteps steps, int64_t n, int64_t strips,
+                          const Affine<A>* maps, const Slope<A>* slopes, A parameter);
   void (*backward_rows)(Rows<const T> x, Rows<const T> r, Rows<const T> g, Rows<T> gx, Rows<T> gr, int64_t rows, int64_t columns,
                         AffineColumns<A> map, SlopeColumns<A> slope, A parameter);
 };
@@ -65,7 +73,8 @@ struct Spans {
 // The backward from gu as reduce kept it, in the arithmetic type.
 template <class T, class A = Arithmetic<T>>
 struct KeptSpans {
-  void (*backward_strip)(const T* x, const T* r, const A* gu, T* gx, T* gr, int64_t n, Affine<A> map, Slope<A> slope, A parameter);
+  void (*backward_strips)(const T* x, const T* r, const A* gu, T* gx, T* gr, StripSteps steps, int64_t n, int64_t strips,
+                          const Affine<A>* maps, const Slope<A>* slopes, A parameter);
   void (*backward_rows)(Rows<const T> x, Rows<const T> r, Rows<const A> gu, Rows<T> gx, Rows<T> gr, int64_t rows, int64_t columns,
                         AffineColumns<A> map, SlopeColumns<A> slope, A parameter);
 };

@@ -28,13 +28,16 @@ struct SpansOf {
     return u;
   }
 
-  static void forward_strip(const T* x, const T* r, T* y, int64_t n, Affine<A> map, A parameter, int64_t ahead) {
-    const V center = broadcast(map.center), scale = broadcast(map.scale), shift = broadcast(map.shift);
+  static void forward_strips(const T* x, const T* r, T* y, StripSteps steps, int64_t n, int64_t strips, const Affine<A>* maps,
+                             A parameter, int64_t ahead) {
     decide(r, [&](auto has_residual) {
-      sweep<A>(n, [&](int64_t i, auto part) {
-        __builtin_prefetch(x + i + ahead);
-        part.store(y + i, Act::value(affine(part, part.load(x + i), r + i, center, scale, shift, has_residual), parameter));
-      });
+      for (int64_t strip = 0; strip < strips; ++strip, x += steps.x, r += steps.r, y += steps.y) {
+        const V center = broadcast(maps[strip].center), scale = broadcast(maps[strip].scale), shift = broadcast(maps[strip].shift);
+        sweep<A>(n, [&](int64_t i, auto part) {
+          __builtin_prefetch(x + i + ahead);
+          part.store(y + i, Act::value(affine(part, part.load(x + i), r + i, center, scale, shift, has_residual), parameter));
+        });
+      }
     });
   }
 
@@ -62,33 +65,37 @@ struct SpansOf {
     });
   }
 
-  static void reduce_strip(const T* x, const T* r, const T* g, A* keep, int64_t n, Affine<A> map, A parameter, double* sums,
-                           int64_t ahead) {
-    const V center = broadcast(map.center), scale = broadcast(map.scale), shift = broadcast(map.shift);
-    WideSum<A> gradient_total, product_total;
+  static void reduce_strips(const T* x, const T* r, const T* g, A* keep, StripSteps steps, int64_t n, int64_t strips,
+                            const Affine<A>* maps, A parameter, double* sums, int64_t ahead) {
     decide(r, [&](auto has_residual) {
       decide(keep, [&](auto keeps) {
-        constexpr int64_t few = 8 * lanes<A>;
-        for (int64_t start = 0; start < n; start += few) {
-          V gradient_sum{}, product_sum{};
-          sweep<A>(n - start < few ? n - start : few, [&](int64_t offset, auto part) {
-            const int64_t i = start + offset;
-            __builtin_prefetch(x + i + ahead);
-            __builtin_prefetch(g + i + ahead);
-            V value = part.load(x + i);
-            V gu = Act::gradient(part.load(g + i), affine(part, value, r + i, center, scale, shift, has_residual), parameter);
-            if constexpr (keeps.value) part.store(keep + i, gu);
-            gu = part.clear_rest(gu);
-            gradient_sum += gu;
-            product_sum += gu * part.clear_rest(value - center);
-          });
-          gradient_total.add(gradient_sum);
-          product_total.add(product_sum);
+        for (int64_t strip = 0; strip < strips; ++strip, x += steps.x, r += steps.r, g += steps.g, sums += 2) {
+          const V center = broadcast(maps[strip].center), scale = broadcast(maps[strip].scale),
+                  shift = broadcast(maps[strip].shift);
+          WideSum<A> gradient_total, product_total;
+          constexpr int64_t few = 8 * lanes<A>;
+          for (int64_t start = 0; start < n; start += few) {
+            V gradient_sum{}, product_sum{};
+            sweep<A>(n - start < few ? n - start : few, [&](int64_t offset, auto part) {
+              const int64_t i = start + offset;
+              __builtin_prefetch(x + i + ahead);
+              __builtin_prefetch(g + i + ahead);
+              V value = part.load(x + i);
+              V gu = Act::gradient(part.load(g + i), affine(part, value, r + i, center, scale, shift, has_residual), parameter);
+              if constexpr (keeps.value) part.store(keep + i, gu);
+              gu = part.clear_rest(gu);
+              gradient_sum += gu;
+              product_sum += gu * part.clear_rest(value - center);
+            });
+            gradient_total.add(gradient_sum);
+            product_total.add(product_sum);
+          }
+          sums[0] += gradient_total.total();
+          sums[1] += product_total.total();
+          if constexpr (keeps.value) keep += n;
         }
       });
     });
-    sums[0] += gradient_total.total();
-    sums[1] += product_total.total();
   }
 
   static void reduce_rows(Rows<const T> x, Rows<const T> r, Rows<const T> g, Rows<A> keep, int64_t rows, int64_t columns,
@@ -135,15 +142,23 @@ struct SpansOf {
 
   // G is what the gradient is stored in: T, or A where it was kept between the passes.
   template <class G>
-  static void backward_strip(const T* x, const T* r, const G* g, T* gx, T* gr, int64_t n, Affine<A> map, Slope<A> slope,
-                             A parameter) {
-    const V center = broadcast(map.center), scale = broadcast(map.scale), shift = broadcast(map.shift);
-    const V by_gradient = broadcast(slope.by_gradient), by_input = broadcast(slope.by_input), constant = broadcast(slope.constant);
+  static void backward_strips(const T* x, const T* r, const G* g, T* gx, T* gr, StripSteps steps, int64_t n, int64_t strips,
+                              const Affine<A>* maps, const Slope<A>* slopes, A parameter) {
     auto run = [&](auto has_residual, T* gx, T* gr) FASTDL_INLINE_LAMBDA {
-      sweep<A>(n, [&](int64_t i, auto part) {
-        backward(part, x + i, r + i, g + i, gx ? gx + i : nullptr, gr ? gr + i : nullptr, center, scale, shift, by_gradient,
-                 by_input, constant, parameter, has_residual);
-      });
+      for (int64_t strip = 0; strip < strips; ++strip) {
+        const Affine<A> map = maps[strip];
+        const Slope<A> slope = slopes[strip];
+        const V center = broadcast(map.center), scale = broadcast(map.scale), shift = broadcast(map.shift);
+        const V by_gradient = broadcast(slope.by_gradient), by_input = broadcast(slope.by_input),
+                constant = broadcast(slope.constant);
+        sweep<A>(n, [&](int64_t i, auto part) {
+          backward(part, x + i, r + i, g + i, gx ? gx + i : nullptr, gr ? gr + i : nullptr, center, scale, shift, by_gradient,
+                   by_input, constant, parameter, has_residual);
+        });
+        x += steps.x, r += steps.r, g += steps.g;
+        if (gx) gx += steps.y;
+        if (gr) gr += steps.y;
+      }
     };
     if (!r && !gr) run(std::false_type{}, gx, nullptr);
     else if (r) run(std::true_type{}, gx, gr);
@@ -177,7 +192,8 @@ struct SpansOf {
     else all(std::false_type{}, gx.first, gr.first);
   }
 
-  static constexpr Spans<T> table = {forward_strip, forward_rows, reduce_strip, reduce_rows, backward_strip<T>, backward_rows<T>};
+  static constexpr Spans<T> table = {forward_strips, forward_rows,       reduce_strips,
+                                     reduce_rows,    backward_strips<T>, backward_rows<T>};
 };
 
 template <class T, int... index>
@@ -195,7 +211,7 @@ const Spans<T>& pick_spans(Activation activation, std::integer_sequence<int, ind
   template <>                                                                              \
   const KeptSpans<T>& kept_spans<T>() {                                                    \
     using Plain = SpansOf<T, Activation::identity>;                                        \
-    static constexpr KeptSpans<T> table = {Plain::template backward_strip<Arithmetic<T>>,  \
+    static constexpr KeptSpans<T> table = {Plain::template backward_strips<Arithmetic<T>>, \
                                            Plain::template backward_rows<Arithmetic<T>>};  \
     return table;                                                                          \
   }
