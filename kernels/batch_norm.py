@@ -86,8 +86,9 @@ BOTH = (torch.bfloat16, torch.float32)
 # What reaches each path and its largest tiles: shape, whether in channels last, the mode, the dtypes.
 SHIPPED_SHAPES: tuple[tuple[tuple[int, ...], bool, str, tuple[torch.dtype, ...]], ...] = (
     ((64, 512), False, "training", (torch.bfloat16,)),  # without positions: channels last, on chip
-    ((64, 512, 16, 16), False, "training", BOTH),  # NCHW: the largest tile kept on chip
-    ((64, 512, 16, 16), False, "act_norm", (torch.bfloat16,)),  # whose backward has the most to keep
+    ((64, 512, 16, 16), False, "training", BOTH),  # NCHW: the largest tile kept on chip by the forward
+    ((32, 512, 16, 16), False, "training", BOTH),  # and by the backward
+    ((32, 512, 16, 16), False, "act_norm", BOTH),  # which has the most to keep there
     ((64, 64, 56, 56), False, "training", BOTH),  # split
     ((64, 64, 56, 56), True, "training", BOTH),
     ((64, 64, 56, 56), True, "evaluation", (torch.bfloat16,)),

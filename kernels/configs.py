@@ -14,10 +14,11 @@ from fastdl.kernels.layout import Strides, View
 class Limits:
     """What bounds a program, each with its reason.
 
-    ``forward_values``, ``backward_values``, ``backward_values_of_lines``: the largest tile kept on chip. 16 warps (512
-    threads) may use 128 of an SM's 65536 registers a thread. Forward: 32 float32 values of them; 64 spill with some
-    activations. Backward keeps x and the gradient, two tiles. In channels last a thread also holds seven coefficients
-    for each of 4 or 8 channels, and two tiles of 32 values spill there.
+    ``forward_values``, ``backward_values``, ``backward_values_of_lines``, ``backward_values_of_more``: the largest tile
+    kept on chip. 16 warps (512 threads) may use 128 of an SM's 65536 registers a thread. Forward: 32 float32 values of
+    them; 64 spill with some activations. Backward keeps x and the gradient, two tiles. In channels last a thread also
+    holds seven coefficients for each of 4 or 8 channels, and two tiles of 32 values spill there. So they do with a
+    residual or the activation first, where the slope of sigmoid, tanh, SiLU, GELU or Mish stands beside a third tile.
     ``small_values``: groups smaller than this share a program.
     ``segment_bytes``: the least run of memory a line of a tile should cover, a sector of the L2 cache. Narrower tiles
     would fetch every sector for several programs.
@@ -31,6 +32,7 @@ class Limits:
     forward_values: int = 16384
     backward_values: int = 16384
     backward_values_of_lines: int = 8192
+    backward_values_of_more: int = 8192
     small_values: int = 1024
     segment_bytes: int = 32
     line_bytes: int = 128
@@ -133,8 +135,10 @@ def power_of_two(n: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def on_chip(problem: Problem, backward: bool, limits: Limits) -> OnChip | None:
+def on_chip(problem: Problem, backward: bool, limits: Limits, more: bool = False) -> OnChip | None:
     """The tile that keeps whole groups on chip, or None where they are too large or their lines too short.
+
+    ``more``: there is a residual, or the activation comes first.
 
     A group that fits is always kept, however few there are: its 32 or 64 KiB are soon read even by one SM alone, and
     the split path costs two further launches, and reads everything twice.
@@ -142,6 +146,7 @@ def on_chip(problem: Problem, backward: bool, limits: Limits) -> OnChip | None:
     most = limits.forward_values
     if backward:
         most = limits.backward_values_of_lines if problem.channels_last else limits.backward_values
+        most = min(most, limits.backward_values_of_more) if more else most
     positions = power_of_two(problem.positions)
     if problem.wide or positions * power_of_two(problem.width) > most:
         return None

@@ -142,7 +142,7 @@ def backward(
         for gradient in (grad_weight, grad_bias)
     ]
     with on_device(x):
-        tile = on_chip(problem, True, configs.LIMITS)
+        tile = on_chip(problem, True, configs.LIMITS, residual is not None or norm.activation_first)
         if tile is not None:
             launch(
                 on_chip_backward, problem.outer * -(-problem.groups // tile.groups),
