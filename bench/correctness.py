@@ -13,6 +13,9 @@ from .operands import Operands
 # The test suite judges precision. Here only what computes something else, or overflows, must not be timed.
 TIMES_EAGER = 4.0
 UNITS_IN_THE_LAST_PLACE = 8.0
+# Of the scale. One of a channel's thousands of pre-activations may round to the other side of ReLU's kink, in torch as
+# in ours, and takes its whole addend out of the parameters' gradients: measured, 5e-5 at 3,136 values a channel.
+A_VALUE_AT_THE_KINK = 1e-4
 
 
 def outcomes(function: Function, operands: Operands, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -53,6 +56,7 @@ class Judge:
             allowed = (
                 TIMES_EAGER * self.eager_errors[name]
                 + UNITS_IN_THE_LAST_PLACE * torch.finfo(found[name].dtype).eps * scale
+                + A_VALUE_AT_THE_KINK * scale
             )
             if not error <= allowed:  # a NaN is not
                 return f"wrong answer: the {name} is off by {error:.2e}, at most {allowed:.2e} is allowed"

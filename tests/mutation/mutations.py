@@ -98,7 +98,7 @@ MUTATIONS = [
         "moments_.merge({n, double(shift_) + sum / n, squares - sum * sum / n});",
         "moments_.merge({n, double(shift_) + sum / n, squares});",
     ),
-    Mutation("moments_without_shift", "csrc/cpu/moments.h", "shift_ = mean_of(x, ", "shift_ = 0 * mean_of(x, "),
+    Mutation("moments_without_shift", "csrc/cpu/moments.h", "shift_ = guess(x, m);", "shift_ = 0 * guess(x, m);"),
     Mutation(
         "wrong_merge_of_moments",
         "csrc/cpu/moments.h",
@@ -151,9 +151,6 @@ MUTATIONS = [
         "kernels/split.py",
         "total += sum_by_group(tl.where(in_bound, sums * w, 0.0)",
         "total += sum_by_group(tl.where(in_bound, sums, 0.0)",
-    ),
-    Mutation(
-        "triton_unmasked_products", "kernels/split.py", "products += tl.where(mask, g * z, 0.0)", "products += g * z"
     ),
     # Triton, what they share
     Mutation(
