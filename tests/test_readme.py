@@ -8,7 +8,8 @@ import pytest
 from fastdl.bench import report
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXTS = ("README.md", "README.ko.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/installation.md", "docs/memory.md")
+DOCS = ("docs/installation.md", "docs/kernels.md", "docs/memory.md", "docs/testing.md")
+TEXTS = ("README.md", "README.ko.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS)
 READMES = ("README.md", "README.ko.md")
 
 
@@ -67,5 +68,5 @@ def test_measured_blocks_are_whole(name: str) -> None:
 def test_every_variable_that_doctor_knows_is_documented() -> None:
     from fastdl.doctor import VARIABLES
 
-    documented = set(re.findall(r"`(FASTDL_\w+|CXX|MAX_JOBS)`", read("docs/installation.md")))
+    documented = set(re.findall(r"`(FASTDL_\w+|CXX|CUDACXX|MAX_JOBS)`", read("docs/installation.md")))
     assert {name for name in VARIABLES if name != "TRITON_INTERPRET"} == documented
