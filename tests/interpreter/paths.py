@@ -18,6 +18,7 @@ from fastdl.kernels import batch_norm as batch_kernels
 from fastdl.kernels import configs, normalize
 from fastdl.kernels import group_norm as group_kernels
 from fastdl.kernels.layout import View
+from fastdl.kernels.parameters import sum_rows
 from fastdl.kernels.tiles import outer_part, tile_offsets
 from fastdl.reference.batch_norm import update_running_statistics
 from tests.support import batch_norm, group_norm
@@ -258,6 +259,13 @@ def test_only_what_is_needed_is_computed(path: str, needs: tuple[bool, ...]) -> 
         for all_of_it, gradient, needed in zip(whole, part, needs, strict=True):
             assert (gradient is not None) == needed
             assert not needed or torch.equal(gradient, all_of_it)
+
+
+def test_sums_over_more_rows_than_a_tile_holds() -> None:
+    sums = torch.randn(2, 300, 5, generator=torch.Generator().manual_seed(0))
+    gradients = torch.empty(2, 5)
+    sum_rows[(1,)](*sums, *gradients, 300, 5, ROWS=128, CHANNELS=8)
+    assert torch.equal(gradients, sums.double().sum(1).float())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
