@@ -116,7 +116,8 @@ def test_inductor_fuses_around_the_op_with_dynamic_shapes() -> None:
     for shape in SIZES:
         arguments = tensors(shape)
         for ours, expected in zip(step(compiled, arguments), step(block, arguments), strict=True):
-            torch.testing.assert_close(ours, expected)
+            # exp is the compiler's own, and the norm's backward subtracts values as large as the largest gradient.
+            torch.testing.assert_close(ours, expected, rtol=1e-5, atol=2e-6 * float(expected.detach().abs().max()))
 
 
 def test_running_statistics_are_updated_in_compiled_code() -> None:
