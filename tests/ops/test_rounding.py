@@ -49,3 +49,25 @@ def test_half_precision_is_rounded_to_nearest(operator: Operator, case: Case, dt
         assert abs(float(off[large].mean())) < 0.02, name
         assert abs(float((off * truth[name].sign())[large].mean())) < 0.02, name
         assert float(off[large].abs().max()) < 0.6, name
+
+
+@pytest.mark.parametrize("backend", BACKENDS_UNDER_TEST)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=short)
+@pytest.mark.parametrize("op", ["group_norm", "batch_norm"])
+def test_gradients_of_parameters_are_rounded_to_nearest(op: str, dtype: torch.dtype, backend: str) -> None:
+    """They are too few for statistics: a bias's gradient is the sum of 1 and three quarters of a unit, exactly."""
+    device = BACKENDS_UNDER_TEST[backend].device()
+    x = torch.randn(2, 4, 3, 3, device=device, dtype=dtype)
+    bias = torch.zeros(4, device=device, dtype=dtype, requires_grad=True)
+    unit = torch.finfo(dtype).eps
+    grad = torch.zeros_like(x)
+    grad[0, :, 0, 0], grad[1, :, 1, 1], grad[1, :, 2, 0] = 1.0, unit / 2, unit / 4
+    grad[:, 1::2] *= -1
+    with fastdl.use_backend(backend):
+        if op == "group_norm":
+            output = fastdl.ops.group_norm(x, 2, None, bias)
+        else:
+            output = fastdl.ops.batch_norm(x, None, None, None, bias, True)
+        (gradient,) = torch.autograd.grad(output, bias, grad)
+    expected = torch.tensor([1 + unit, -1 - unit] * 2, device=device, dtype=dtype)
+    assert torch.equal(gradient, expected)
