@@ -1,9 +1,10 @@
 """The ops: public functions with torch's argument order, differentiable, on whichever backend serves the call."""
 
+from fastdl.ops.attention import ATTENTION, scaled_dot_product_attention, varlen_attention
 from fastdl.ops.batch_norm import BATCH_NORM, batch_norm
 from fastdl.ops.conv_norm_act import conv_norm_act
 from fastdl.ops.group_norm import GROUP_NORM, group_norm
 
-OPERATORS = {operator.name: operator for operator in (BATCH_NORM, GROUP_NORM)}
+OPERATORS = {operator.name: operator for operator in (ATTENTION, BATCH_NORM, GROUP_NORM)}
 
-__all__ = ["batch_norm", "conv_norm_act", "group_norm"]
+__all__ = ["batch_norm", "conv_norm_act", "group_norm", "scaled_dot_product_attention", "varlen_attention"]

@@ -127,6 +127,9 @@ NAMES = ("auto", "reference", *BACKENDS)
 # nothing was measured; see `fastdl.ops.measured`.
 PREFERENCES: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 
+# Behind the gradients that came, which are one a differentiable output.
+_POSITION_OF_INPUT_IN_BACKWARD = {"attention": 2}
+
 # What `choose` answers where a measurement favours another backend than the usual one: each call is then looked up.
 BY_MEASUREMENT = "measured"
 
@@ -219,8 +222,9 @@ def _by_measurement(op: str) -> Implementation:
     def forward(input: torch.Tensor, *arguments: Any) -> Any:
         return kernels.get(measured.fastest(op, input) or "", usual).forward(input, *arguments)
 
-    def backward(grad_output: torch.Tensor, input: torch.Tensor, *arguments: Any) -> Any:
-        return kernels.get(measured.fastest(op, input) or "", usual).backward(grad_output, input, *arguments)
+    def backward(*arguments: Any) -> Any:
+        input = arguments[_POSITION_OF_INPUT_IN_BACKWARD.get(op, 1)]
+        return kernels.get(measured.fastest(op, input) or "", usual).backward(*arguments)
 
     return Implementation(forward, backward, BY_MEASUREMENT, usual.update_running_statistics)
 

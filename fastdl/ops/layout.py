@@ -1,4 +1,4 @@
-"""The memory layout of an op's output: channels last where the input's channels are innermost, contiguous elsewhere."""
+"""The memory layout of an op's output: that of its input, as far as layers care for it."""
 
 from __future__ import annotations
 
@@ -29,3 +29,30 @@ def has_channels_last(input: Tensor) -> bool:
             return False
         innermost = input.stride(dimension) * input.shape[dimension]
     return True
+
+
+def output_like_input(input: Tensor, *_: object) -> Tensor:
+    """`output_like` of the first of an op's arguments."""
+    return output_like(input)
+
+
+def gradient_like_input(tensor: Tensor, input: Tensor) -> Tensor:
+    """An uninitialised gradient of a tensor: in the input's layout if it is as large, contiguous if a parameter."""
+    return output_like(input if tensor.ndim == input.ndim else tensor).to(tensor.dtype)
+
+
+def empty_with_heads(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """An uninitialised (N, H, L, E) with the heads inside of the length in memory where ``like`` has them so.
+
+    (N, L, H, E) in memory is what a projection gives and what the next one takes: splitting and merging heads are views
+    then.
+    """
+    if not has_heads_inside(like):
+        return torch.empty(shape, dtype=like.dtype, device=like.device)
+    samples, heads, length, features = shape
+    return torch.empty((samples, length, heads, features), dtype=like.dtype, device=like.device).transpose(1, 2)
+
+
+def has_heads_inside(tensor: Tensor) -> bool:
+    """Whether a step to the next head of (N, H, L, E) is shorter than one along the length."""
+    return tensor.shape[1] > 1 and tensor.shape[2] > 1 and tensor.stride(1) < tensor.stride(2)

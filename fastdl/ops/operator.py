@@ -22,6 +22,7 @@ from torch._functorch.utils import unwrap_dead_wrappers
 
 from fastdl.ops import dispatch
 from fastdl.ops.eager import Observer, eager_apply
+from fastdl.ops.layout import gradient_like_input, output_like_input
 from fastdl.ops.traced import register_ops
 from fastdl.ops.transformed import transformed_function
 
@@ -39,6 +40,11 @@ class FusedOperator:
         reference: ``reference(*tensors, *statics)`` in differentiable torch code: the output, and the statistics that a
             kernel saves for its backward, which have no gradient.
         empty_statistics: statistics of the right shape and dtype with no values, from fake tensors.
+        output_like: an uninitialised output from the tensors, and gradient_like: an uninitialised gradient from its own
+            tensor and the first one, both in the layout of every backend's.
+        keeps_output: whether backward is given the output too, before the statistics.
+        differentiable_statistics: whether the statistics have a gradient: the op then returns them beside its output,
+            and backward is given their gradient, or None, after the output's.
     """
 
     def __init__(
@@ -50,23 +56,34 @@ class FusedOperator:
         differentiable: int,
         reference: Callable[..., tuple[Tensor, Tensor]],
         empty_statistics: Callable[..., Tensor],
+        output_like: Callable[..., Tensor] = output_like_input,
+        gradient_like: Callable[[Tensor, Tensor], Tensor] = gradient_like_input,
+        keeps_output: bool = False,
+        differentiable_statistics: bool = False,
     ) -> None:
         self.name = name
         self.count = tensors.count("Tensor")
         self.differentiable = differentiable
         self.reference = reference
         self.empty_statistics = empty_statistics
+        self.output_like = output_like
+        self.gradient_like = gradient_like
+        self.keeps_output = keeps_output
+        self.differentiable_statistics = differentiable_statistics
         self.apply_eager = eager_apply(self)
         self.transformed_function = transformed_function(self)
         self.forward_op, self.backward_op = register_ops(self, tensors, statics)
 
-    def __call__(self, tensors: tuple[Any, ...], statics: tuple[Any, ...], observe: Observer | None = None) -> Tensor:
-        """The op's output, on the backend that was asked for; ``observe(kernels, statistics)`` is called on the way."""
+    def __call__(self, tensors: tuple[Any, ...], statics: tuple[Any, ...], observe: Observer | None = None) -> Any:
+        """The op's output, on the backend that was asked for; ``observe(kernels, statistics)`` is called on the way.
+
+        With ``differentiable_statistics``, the output and the statistics.
+        """
         if torch.compiler.is_compiling():
             output, statistics = self._trace(tensors, statics)
             if observe is not None:
                 observe(None, statistics)
-            return output
+            return (output, statistics) if self.differentiable_statistics else output
         input = tensors[0]
         kernels: dispatch.Implementation | None = None
         request = dispatch.requested()
@@ -87,7 +104,7 @@ class FusedOperator:
             output, statistics = self.forward_op(*tensors, *statics, request)
         if observe is not None:
             observe(kernels, statistics)
-        return output
+        return (output, statistics) if self.differentiable_statistics else output
 
     def _trace(self, tensors: tuple[Any, ...], statics: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
         input = tensors[0]
@@ -96,28 +113,34 @@ class FusedOperator:
             return self.reference(*tensors, *statics)  # plain torch code, which the compiler may fuse
         return self.forward_op(*tensors, *statics, request)
 
-    def output_of(
+    def outputs_of(
         self, positions: Sequence[int], tensors: Sequence[Any], statics: tuple[Any, ...]
-    ) -> Callable[..., Tensor]:
-        """The reference's output as a function of the tensors at ``positions`` alone, the others held."""
+    ) -> Callable[..., tuple[Tensor, ...]]:
+        """The reference's differentiable outputs as a function of the tensors at ``positions``, the others held."""
+        count = 2 if self.differentiable_statistics else 1
 
-        def output(*primals: Tensor) -> Tensor:
+        def outputs(*primals: Tensor) -> tuple[Tensor, ...]:
             arguments = list(tensors)
             for position, primal in zip(positions, primals, strict=True):
                 arguments[position] = primal
-            return self.reference(*arguments, *statics)[0]
+            return self.reference(*arguments, *statics)[:count]
 
-        return output
+        return outputs
 
     def differentiate(
-        self, grad_output: Tensor, tensors: Sequence[Any], statics: tuple[Any, ...], needs: Sequence[bool]
+        self, grad_outputs: Sequence[Any], tensors: Sequence[Any], statics: tuple[Any, ...], needs: Sequence[bool]
     ) -> tuple[Tensor | None, ...]:
         """The first derivatives by the reference, themselves differentiable: the backward under ``create_graph``."""
         wanted = [i for i in range(self.differentiable) if needs[i] and tensors[i] is not None]
         gradients: list[Tensor | None] = [None] * self.differentiable
-        pull_back = torch.func.vjp(self.output_of(wanted, tensors, statics), *(tensors[i] for i in wanted))[1]
+        function = self.outputs_of(wanted, tensors, statics)
+        outputs, pull_back = torch.func.vjp(function, *(tensors[i] for i in wanted))[:2]
+        cotangents = tuple(
+            torch.zeros_like(output) if grad is None else grad
+            for output, grad in zip(outputs, grad_outputs, strict=True)
+        )
         # Outside of vjp its results may still be wrapped for the level that has ended; numpy() needs them bare.
-        for position, gradient in zip(wanted, unwrap_dead_wrappers(pull_back(grad_output)), strict=True):
+        for position, gradient in zip(wanted, unwrap_dead_wrappers(pull_back(cotangents)), strict=True):
             gradients[position] = gradient
         return tuple(gradients)
 

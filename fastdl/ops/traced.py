@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 
 from fastdl.ops import dispatch
-from fastdl.ops.layout import output_like
 
 if TYPE_CHECKING:
     from fastdl.ops.operator import FusedOperator
@@ -29,12 +29,14 @@ def register_ops(op: FusedOperator, tensors: str, statics: str) -> tuple[Any, An
         mutates_args=(),
         schema=f"({tensors}, {statics}, str backend) -> (Tensor, Tensor)",
     )
+    grad_statistics = ", Tensor? grad_statistics" if op.differentiable_statistics else ""
+    kept = ", Tensor output" if op.keeps_output else ""
     backward = torch.library.custom_op(
         f"fastdl::{op.name}_backward",
         partial(_run_backward, op),
         mutates_args=(),
-        schema=f"(Tensor grad_output, {tensors}, Tensor statistics, {statics}, bool[] needs, str backend)"
-        f" -> ({outputs})",
+        schema=f"(Tensor grad_output{grad_statistics}, {tensors}{kept}, Tensor statistics, {statics}, bool[] needs, "
+        f"str backend) -> ({outputs})",
     )
     forward.register_fake(partial(_fake_forward, op))
     backward.register_fake(partial(_fake_backward, op))
@@ -53,60 +55,80 @@ def _run_forward(op: FusedOperator, *arguments: Any) -> tuple[Tensor, Tensor]:
     backend = dispatch.choose(op.name, request, input.device.type, input.dtype)
     if backend == "reference":
         output, statistics = op.reference(*inner)
-        return output_like(input).copy_(output), statistics
+        return op.output_like(*inner).copy_(output), statistics
     output, statistics = dispatch.implementation(op.name, backend).forward(*inner)
     return output, statistics
 
 
-def _run_backward(op: FusedOperator, grad_output: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    *inner, needs, request = arguments
-    tensors, statistics, statics = inner[: op.count], inner[op.count], tuple(inner[op.count + 1 :])
-    input = tensors[0]
-    backend = dispatch.choose(op.name, request, input.device.type, input.dtype)
+@dataclass(frozen=True)
+class BackwardArguments:
+    """What the backward op is given, taken apart."""
+
+    gradients: tuple[Any, ...]
+    tensors: tuple[Any, ...]
+    kept: tuple[Any, ...]
+    statics: tuple[Any, ...]
+    needs: Sequence[bool]
+    request: str
+
+
+def _take_apart(op: FusedOperator, arguments: Sequence[Any]) -> BackwardArguments:
+    first = 2 if op.differentiable_statistics else 1
+    after = first + op.count
+    last = after + (2 if op.keeps_output else 1)
+    return BackwardArguments(
+        tuple(arguments[:first]), tuple(arguments[first:after]), tuple(arguments[after:last]),
+        tuple(arguments[last:-2]), arguments[-2], arguments[-1],
+    )  # fmt: skip
+
+
+def _run_backward(op: FusedOperator, *arguments: Any) -> tuple[Tensor, ...]:
+    given = _take_apart(op, arguments)
+    input = given.tensors[0]
+    backend = dispatch.choose(op.name, given.request, input.device.type, input.dtype)
     if backend == "reference":
         # In a thread of its own: the dispatcher's state in this one lies below autograd, which would record nothing.
         with ThreadPoolExecutor(1) as executor:
-            gradients = executor.submit(_reference_backward, op, grad_output, tensors, statics, needs).result()
+            gradients = executor.submit(_reference_backward, op, given).result()
     else:
         kernels = dispatch.implementation(op.name, backend)
-        gradients = kernels.backward(grad_output, *tensors, statistics, *statics, needs)
+        gradients = kernels.backward(*arguments[:-1])
     return tuple(
-        _in_promised_layout(tensor, input, gradient)
-        for tensor, gradient in zip(tensors[: op.differentiable], gradients, strict=True)
+        _in_promised_layout(op, tensor, input, gradient)
+        for tensor, gradient in zip(given.tensors[: op.differentiable], gradients, strict=True)
     )
 
 
-def _reference_backward(
-    op: FusedOperator, grad_output: Tensor, tensors: list[Any], statics: tuple[Any, ...], needs: Sequence[bool]
-) -> list[Tensor | None]:
-    wanted = [i for i in range(op.differentiable) if needs[i] and tensors[i] is not None]
-    primals = [tensors[i].detach().requires_grad_() for i in wanted]
-    output = op.output_of(wanted, tensors, statics)(*primals)
+def _reference_backward(op: FusedOperator, given: BackwardArguments) -> list[Tensor | None]:
+    wanted = [i for i in range(op.differentiable) if given.needs[i] and given.tensors[i] is not None]
+    primals = [given.tensors[i].detach().requires_grad_() for i in wanted]
+    outputs = op.outputs_of(wanted, given.tensors, given.statics)(*primals)
+    pairs = [(output, grad) for output, grad in zip(outputs, given.gradients, strict=True) if grad is not None]
     gradients: list[Tensor | None] = [None] * op.differentiable
-    for position, gradient in zip(wanted, torch.autograd.grad(output, primals, grad_output), strict=True):
-        gradients[position] = gradient
+    found = torch.autograd.grad([pair[0] for pair in pairs], primals, [pair[1] for pair in pairs], allow_unused=True)
+    for position, gradient in zip(wanted, found, strict=True):
+        gradients[position] = torch.zeros_like(given.tensors[position]) if gradient is None else gradient
     return gradients
 
 
-def _in_promised_layout(tensor: Tensor | None, input: Tensor, gradient: Tensor | None) -> Tensor:
+def _in_promised_layout(op: FusedOperator, tensor: Tensor | None, input: Tensor, gradient: Tensor | None) -> Tensor:
     """A gradient in the layout that the fake implementation promises; an empty tensor stands for "not asked for"."""
     if gradient is None or tensor is None:
         return input.new_empty(0)
-    promised = output_like(input if tensor.ndim == input.ndim else tensor)
+    promised = op.gradient_like(tensor, input)
     return gradient if promised.stride() == gradient.stride() else promised.copy_(gradient)
 
 
 def _fake_forward(op: FusedOperator, *arguments: Any) -> tuple[Tensor, Tensor]:
-    return output_like(arguments[0]), op.empty_statistics(*arguments[:-1])
+    return op.output_like(*arguments[:-1]), op.empty_statistics(*arguments[:-1])
 
 
-def _fake_backward(op: FusedOperator, grad_output: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    input, needs = arguments[0], arguments[-2]
+def _fake_backward(op: FusedOperator, *arguments: Any) -> tuple[Tensor, ...]:
+    given = _take_apart(op, arguments)
+    input = given.tensors[0]
     return tuple(
-        input.new_empty(0)
-        if tensor is None or not needed
-        else output_like(input if tensor.ndim == input.ndim else tensor).to(tensor.dtype)
-        for tensor, needed in zip(arguments[: op.differentiable], needs, strict=True)
+        input.new_empty(0) if tensor is None or not needed else op.gradient_like(tensor, input)
+        for tensor, needed in zip(given.tensors[: op.differentiable], given.needs, strict=True)
     )
 
 
@@ -114,43 +136,58 @@ def _fake_backward(op: FusedOperator, grad_output: Tensor, *arguments: Any) -> t
 
 
 def _save_for_backward(op: FusedOperator, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.mark_non_differentiable(output[1])
+    if not op.differentiable_statistics:
+        ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[: op.count], output[1])
+    ctx.save_for_backward(*inputs[: op.count], *(output if op.keeps_output else output[1:]))
     ctx.statics, ctx.request = inputs[op.count : -1], inputs[-1]
 
 
-def _backward(op: FusedOperator, ctx: Any, grad_output: Tensor | None, _: Any) -> Any:
-    *tensors, statistics = ctx.saved_tensors
+def _backward(op: FusedOperator, ctx: Any, grad_output: Tensor | None, grad_statistics: Tensor | None) -> Any:
+    saved = ctx.saved_tensors
     rest = [None] * (op.count - op.differentiable + len(ctx.statics) + 1)
-    if grad_output is None:
+    if not op.differentiable_statistics:
+        grad_statistics = None
+    if grad_output is None and grad_statistics is None:
         return (*[None] * op.differentiable, *rest)
+    if grad_output is None:
+        grad_output = torch.zeros_like(saved[op.count])
     needs = [bool(needed) for needed in ctx.needs_input_grad[: op.differentiable]]
-    gradients = op.backward_op(grad_output, *tensors, statistics, *ctx.statics, needs, ctx.request)
+    given = (grad_output, grad_statistics) if op.differentiable_statistics else (grad_output,)
+    gradients = op.backward_op(*given, *saved, *ctx.statics, needs, ctx.request)
     return (*(gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)), *rest)
 
 
 def _save_for_double_backward(op: FusedOperator, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[: op.count + 1])
-    ctx.statics, ctx.needs = inputs[op.count + 2 : -2], inputs[-2]
+    given = _take_apart(op, inputs)
+    ctx.save_for_backward(*given.gradients, *given.tensors)
+    ctx.statics, ctx.needs, ctx.kept = given.statics, given.needs, len(given.kept)
 
 
 def _double_backward(op: FusedOperator, ctx: Any, *grad_gradients: Tensor | None) -> Any:
-    """The backward op differentiated through the reference: by the output's gradient and by each tensor."""
-    grad_output, *tensors = ctx.saved_tensors
-    present = [i for i in range(op.differentiable) if tensors[i] is not None]
+    """The backward op differentiated through the reference: by the outputs' gradients and by each tensor."""
+    first = 2 if op.differentiable_statistics else 1
+    grad_outputs, tensors = ctx.saved_tensors[:first], ctx.saved_tensors[first:]
+    given = [i for i in range(first) if grad_outputs[i] is not None]
+    present = [i for i in range(op.differentiable) if tensors[i] is not None and tensors[i].is_floating_point()]
     returned = [i for i in present if ctx.needs[i] and grad_gradients[i] is not None]
 
-    def first_derivatives(grad: Tensor, *primals: Tensor) -> tuple[Tensor | None, ...]:
-        arguments = list(tensors)
-        for position, primal in zip(present, primals, strict=True):
+    def first_derivatives(*primals: Tensor) -> tuple[Tensor | None, ...]:
+        grads, arguments = list(grad_outputs), list(tensors)
+        for position, primal in zip(given, primals, strict=False):
+            grads[position] = primal
+        for position, primal in zip(present, primals[len(given) :], strict=True):
             arguments[position] = primal
-        gradients = op.differentiate(grad, arguments, ctx.statics, ctx.needs)
+        gradients = op.differentiate(grads, arguments, ctx.statics, ctx.needs)
         return tuple(gradients[i] for i in returned)
 
-    pull_back = torch.func.vjp(first_derivatives, grad_output, *(tensors[i] for i in present))[1]
-    by_output, *by_tensor = pull_back(tuple(grad_gradients[i] for i in returned))
-    result: list[Tensor | None] = [None] * op.count
-    for position, gradient in zip(present, by_tensor, strict=True):
-        result[position] = gradient
-    return (by_output, *result, *[None] * (1 + len(ctx.statics) + 2))
+    primals = (*(grad_outputs[i] for i in given), *(tensors[i] for i in present))
+    pull_back = torch.func.vjp(first_derivatives, *primals)[1]
+    found = pull_back(tuple(grad_gradients[i] for i in returned))
+    by_output: list[Tensor | None] = [None] * first
+    for position, gradient in zip(given, found, strict=False):
+        by_output[position] = gradient
+    by_tensor: list[Tensor | None] = [None] * op.count
+    for position, gradient in zip(present, found[len(given) :], strict=True):
+        by_tensor[position] = gradient
+    return (*by_output, *by_tensor, *[None] * (ctx.kept + len(ctx.statics) + 2))

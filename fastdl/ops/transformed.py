@@ -25,15 +25,17 @@ def transformed_function(op: FusedOperator) -> type[torch.autograd.Function]:
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            ctx.mark_non_differentiable(output[1])
+            if not op.differentiable_statistics:
+                ctx.mark_non_differentiable(output[1])
             ctx.save_for_backward(*inputs[:count])
             ctx.save_for_forward(*inputs[:count])
             ctx.statics = inputs[count:-1]
 
         @staticmethod
-        def backward(ctx: Any, grad_output: Tensor, _: Any) -> Any:
+        def backward(ctx: Any, *grad_outputs: Any) -> Any:
             # Always the differentiable one: a transform may be nested in another, and torch.func has no create_graph.
-            gradients = op.differentiate(grad_output, ctx.saved_tensors, ctx.statics, ctx.needs_input_grad)
+            given = grad_outputs if op.differentiable_statistics else grad_outputs[:1]
+            gradients = op.differentiate(given, ctx.saved_tensors, ctx.statics, ctx.needs_input_grad)
             return (*gradients, *[None] * (count - differentiable + len(ctx.statics) + 1))
 
         @staticmethod
@@ -41,8 +43,9 @@ def transformed_function(op: FusedOperator) -> type[torch.autograd.Function]:
             tensors = ctx.saved_tensors
             wanted = [i for i in range(differentiable) if tangents[i] is not None]
             primals = tuple(tensors[i] for i in wanted)
-            output = op.output_of(wanted, tensors, ctx.statics)
-            return torch.func.jvp(output, primals, tuple(tangents[i] for i in wanted))[1], None
+            outputs = op.outputs_of(wanted, tensors, ctx.statics)
+            directions = torch.func.jvp(outputs, primals, tuple(tangents[i] for i in wanted))[1]
+            return directions if op.differentiable_statistics else (*directions, None)
 
         @staticmethod
         def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
