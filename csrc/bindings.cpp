@@ -4,8 +4,7 @@
 
 #include "cpu/batch_norm.h"
 #include "cpu/group_norm.h"
-#include "cpu/pool.h"
-#include "tensors.h"
+#include "cpu_tensors.h"
 
 namespace fastdl {
 
@@ -20,15 +19,6 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, void (*body)(void*,
 int64_t thread_count() { return torch::stable::get_num_threads(); }
 
 namespace {
-
-// An uninitialised tensor, from the pool where it is large.
-Tensor make(const Shape& sizes, const Shape& strides, const Tensor& like, int64_t count) {
-  const ScalarType dtype = like.scalar_type();
-  void* block = pool_allocate(size_t(count) * like.element_size());
-  if (!block) return empty_strided(sizes, strides, dtype, like);
-  void (*release)(void*) = pool_release;
-  return torch::stable::from_blob(block, sizes, strides, torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype, release);
-}
 
 // A tensor that the kernels can read: itself, or a dense copy in the call's layout.
 struct Operand {

@@ -41,12 +41,36 @@ FASTDL_INLINE Vector<float> at_most(float bound, Vector<float> x) {
 #endif
 }
 
-// e^x for x from -110 to 90: 2^n 2^f with n the integer nearest to x / ln 2. The polynomial for 2^f on [-1/2, 1/2] is minimax in
-// relative error (2e-9) among those that are 1 at 0.
-FASTDL_INLINE Vector<float> exponential_in_range(Vector<float> x) {
+// The larger of two by lane; `otherwise` where x is NaN.
+template <class A>
+FASTDL_INLINE Vector<A> larger(Vector<A> x, Vector<A> otherwise) {
+#if FASTDL_AVX512
+  if constexpr (sizeof(A) == 4) return (Vector<A>)_mm512_max_ps((__m512)x, (__m512)otherwise);
+  else return (Vector<A>)_mm512_max_pd((__m512d)x, (__m512d)otherwise);
+#elif FASTDL_AVX2
+  if constexpr (sizeof(A) == 4) return (Vector<A>)_mm256_max_ps((__m256)x, (__m256)otherwise);
+  else return (Vector<A>)_mm256_max_pd((__m256d)x, (__m256d)otherwise);
+#else
+  return x > otherwise ? x : otherwise;
+#endif
+}
+
+template <class A>
+FASTDL_INLINE A largest_lane(Vector<A> v) {
+#if FASTDL_AVX512
+  if constexpr (sizeof(A) == 4) return _mm512_reduce_max_ps((__m512)v);
+  else return _mm512_reduce_max_pd((__m512d)v);
+#else
+  A largest = v[0];
+  for (int i = 1; i < lanes<A>; ++i) largest = v[i] > largest ? v[i] : largest;
+  return largest;
+#endif
+}
+
+// 2^(n + f) for an integer n and f from -1/2 to 1/2. The polynomial for 2^f is minimax in relative error (2e-9) among those that
+// are 1 at 0.
+FASTDL_INLINE Vector<float> two_to(Vector<float> n, Vector<float> f) {
   using V = Vector<float>;
-  const V n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;  // 1.5 2^23: the addition rounds to an integer
-  const V f = x * 1.44269504088896341f - n;
   V p = broadcast(1.535336202799944e-4f);
   p = p * f + 1.33988746505303e-3f;
   p = p * f + 9.618437359130682e-3f;
@@ -62,6 +86,36 @@ FASTDL_INLINE Vector<float> exponential_in_range(Vector<float> x) {
   return (p * (V)((half + 127) << 23)) * (V)((exponent - half + 127) << 23);
 #endif
 }
+
+// e^x for x from -110 to 90: 2^n 2^f with n the integer nearest to x / ln 2.
+FASTDL_INLINE Vector<float> exponential_in_range(Vector<float> x) {
+  using V = Vector<float>;
+  const V n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;  // 1.5 2^23: the addition rounds to an integer
+  return two_to(n, x * 1.44269504088896341f - n);
+}
+
+// e^(factor x) for a positive factor and results up to 2^126. The factor times log2(e) is kept in two parts: rounded to one float,
+// with its product, it would put an error of 3e-7 on a weight of e^-10.
+template <class A>
+struct ScaledExponential {
+  A high, low, least;
+
+  explicit ScaledExponential(double factor) {
+    const double exact = factor * 1.44269504088896340736;
+    high = A(exact);
+    low = A(exact - double(high));
+    least = A(-160 / exact);  // below this the result is zero in float
+  }
+  FASTDL_INLINE Vector<A> operator()(Vector<A> x) const {
+    if constexpr (sizeof(A) == 8) {
+      const A factor = high;
+      return by_lane<A>(x, [factor](double v) { return std::exp2(v * factor); });
+    } else {
+      const Vector<float> y = at_least(least, x), n = (y * high + 12582912.0f) - 12582912.0f;
+      return two_to(n, y * low + (y * high - n));
+    }
+  }
+};
 
 template <class A>
 FASTDL_INLINE Vector<A> exponential(Vector<A> x) {
