@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 __all__ = ["main"]
@@ -115,6 +115,43 @@ def _experiment(words: list[str]) -> int:
     return 0
 
 
+def _train(words: list[str]) -> int:
+    from fastdl.recipes import RECIPES, load_recipe
+
+    if not words or words[0] in ("-h", "--help"):
+        _print_models("train", RECIPES)
+        return 0 if words else _USAGE_ERROR
+    recipe = load_recipe(words[0])
+    import tyro
+
+    folder = recipe.run(tyro.cli(recipe.options, prog=f"fastdl train {recipe.name}", args=words[1:]))
+    report = folder / "results.md"
+    print(f"\n{report.read_text(encoding='utf-8')}\nWritten to {folder}: results.json, results.md, curves.*, runs/")
+    return 0
+
+
+def _explain(words: list[str]) -> int:
+    from fastdl.recipes import EXPLANATIONS, load_explanation
+
+    if not words or words[0] in ("-h", "--help"):
+        _print_models("explain", EXPLANATIONS)
+        return 0 if words else _USAGE_ERROR
+    explanation = load_explanation(words[0])
+    import tyro
+
+    picture = explanation.run(tyro.cli(explanation.options, prog=f"fastdl explain {explanation.name}", args=words[1:]))
+    print(f"Written to {picture}")
+    return 0
+
+
+def _print_models(command: str, table: Mapping[str, tuple[str, str]]) -> None:
+    print(f"usage: fastdl {command} MODEL [OPTIONS]\n")
+    width = max(map(len, table))
+    for name, (_, summary) in table.items():
+        print(f"  {name:{width}}  {summary}")
+    print(f"\nfastdl {command} MODEL --help tells the options of one.")
+
+
 def _doctor(words: list[str]) -> int:
     if any(word in ("-h", "--help") for word in words):
         print("usage: fastdl doctor [--json]\n\nTells what works on this machine, and what to do about the rest.")
@@ -140,6 +177,8 @@ def _bench(words: list[str]) -> int:
 
 
 _COMMANDS = {
+    "train": Command("train a model by its recipe, or continue it", _train),
+    "explain": Command("draw what a trained model looks at", _explain),
     "experiment": Command("run a controlled experiment, or continue it", _experiment),
     "demo": Command("a few minutes of everything: parity, speed, a small experiment", _demo),
     "bench": Command("measure the ops beside eager torch, torch.compile and the machine's limit", _bench),
@@ -148,7 +187,7 @@ _COMMANDS = {
 
 
 def _how_to_continue(words: list[str]) -> str:
-    if words[:1] == ["experiment"]:
+    if words[:1] in (["experiment"], ["train"]):
         # A second --no-resume would move aside what has just been made.
         again = [word for word in words if word != "--no-resume"]
         return f"What is done is kept; continue with: fastdl {shlex.join(again)}"

@@ -28,7 +28,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(f"  {name} " in text for name in ("experiment", "demo", "bench", "doctor"))
+    assert all(f"  {name} " in text for name in ("train", "explain", "experiment", "demo", "bench", "doctor"))
     assert cli.main([]) == 2
     assert capsys.readouterr().out == text
 
@@ -37,6 +37,27 @@ def test_experiment_help_lists_the_experiments(capsys: pytest.CaptureFixture[str
     assert cli.main(["experiment", "--help"]) == 0
     assert "  sigmoid_vs_relu  accuracy of" in capsys.readouterr().out
     assert cli.main(["experiment"]) == 2
+
+
+@pytest.mark.parametrize("command", ["train", "explain"])
+def test_models_are_listed(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, "--help"]) == 0
+    assert f"usage: fastdl {command} MODEL [OPTIONS]\n\n  vit  a " in capsys.readouterr().out
+    assert cli.main([command]) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "required"),
+    [
+        ("train", {"dataset", "data-dir", "epochs", "limit-train", "output-dir", "device", "backend", "no-resume"}),
+        ("explain", {"checkpoint", "image", "output", "layer", "data-dir"}),
+    ],
+)
+def test_options_of_models_are_explained(command: str, required: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([command, "vit", "--help"])
+    assert caught.value.code == 0
+    assert required <= set(re.findall(r"--([a-z-]+)", capsys.readouterr().out))
 
 
 def test_experiment_options_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +72,11 @@ def test_experiment_options_are_explained(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train"], "there is no command 'train'; there is experiment, demo, bench, doctor"),
+        (["fit"], "there is no command 'fit'; there is train, explain, experiment, demo, bench, doctor"),
+        (["train", "nope"], "there is no model 'nope' to train; there is vit"),
+        (["explain", "nope"], "there is no model 'nope' to explain; there is vit"),
+        (["train", "vit", "--dataset", "digits", "--patch-size", "3"], "image_size must be a multiple of the patch"),
+        (["train", "vit", "--dataset", "digits", "--epochs", "0"], "epochs must be 1 or more, got 0"),
         (["experiment", "nope"], "there is no experiment 'nope'"),
         (["experiment", "sigmoid_vs_relu", "--depths", "9"], "depths must be between 1 and 8, got 9"),
         (["experiment", "sigmoid_vs_relu", "--device", "tpu"], "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
@@ -90,7 +115,7 @@ def test_the_traceback_is_there_for_who_asks(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FASTDL_DEBUG", "1")
-    assert cli.main(["train"]) == 2
+    assert cli.main(["fit"]) == 2
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
@@ -192,14 +217,14 @@ def test_light_commands_import_nothing_heavy() -> None:
 import contextlib, io, json, sys
 from fastdl.cli import main
 with contextlib.redirect_stdout(io.StringIO()):
-    codes = [main(words) for words in (["--version"], ["--help"], ["experiment", "--help"])]
+    codes = [main(words) for words in (["--version"], ["--help"], ["experiment", "--help"], ["train", "--help"])]
 print(json.dumps([codes, sorted(sys.modules)]))
 """
     result = subprocess.run(
         [sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, text=True, check=True, timeout=120
     )
     codes, modules = json.loads(result.stdout)
-    assert codes == [0, 0, 0]
+    assert codes == [0, 0, 0, 0]
     heavy = cli._TRAIN_MODULES - {"filelock", "tqdm"}  # which torch imports itself
     assert sorted(heavy & set(modules)) == []
 

@@ -14,9 +14,13 @@ __all__ = ["MODELS", "build_model", "derive_seed", "initialize_weights"]
 # Name: module and class. A family joins by its file and its line here; modules are imported when they are asked for.
 _FAMILIES = {
     "conv_network": ("fastdl.models.conv_network", "ConvNetwork"),
+    "vit": ("fastdl.models.vit", "VisionTransformer"),
 }
 
-MODELS = tuple(_FAMILIES)
+# Sizes that the literature knows by name; what builds them takes the name.
+_SIZED_VIT = ("vit_ti_16", "vit_s_16", "vit_s_32", "vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14")
+
+MODELS = (*_FAMILIES, *_SIZED_VIT)
 """Names that :func:`build_model` takes."""
 
 
@@ -25,14 +29,17 @@ def build_model(name: str, **arguments: Any) -> nn.Module:
 
     Args:
         name: one of ``MODELS``.
-        **arguments: of the model's class.
+        **arguments: of the model's class, or of the function that builds it.
 
     Raises:
-        ValueError: ``name`` is unknown, or the class refuses an argument.
+        ValueError: ``name`` is unknown, or an argument is refused.
     """
-    if name not in _FAMILIES:
+    if name not in MODELS:
         raise ValueError(f"name must be one of {', '.join(MODELS)}, got {name!r}")
-    module, class_name = _FAMILIES[name]
-    model = getattr(importlib.import_module(module), class_name)(**arguments)
+    if name in _SIZED_VIT:
+        model = importlib.import_module("fastdl.models.vit").vision_transformer(name, **arguments)
+    else:
+        module, class_name = _FAMILIES[name]
+        model = getattr(importlib.import_module(module), class_name)(**arguments)
     assert isinstance(model, nn.Module)
     return model

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,12 +13,16 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from fastdl.models import derive_seed
 from fastdl.training.batches import EvaluationBatches, TrainingBatches
-from fastdl.training.config import OptimizerConfig, RunConfig, differences
+from fastdl.training.config import RunConfig, differences
 from fastdl.training.environment import describe_environment, environment_changes
+from fastdl.training.mixing import mix
+from fastdl.training.optimizer import make_optimizer, warmup_cosine, weight_averaging
 
 __all__ = ["Classifier", "DivergenceError"]
 
@@ -42,15 +46,16 @@ class DivergenceError(ArithmeticError):
 class Classifier(pl.LightningModule):
     """Cross entropy on the training batches, accuracy on the validation and test batches.
 
-    The checkpoint holds all that the rest of the run depends on: weights, optimizer and schedule (Lightning's part),
-    the running metrics of an unfinished epoch, the history of the finished ones, and the state of torch's random
-    number generators.
+    The checkpoint holds all that the rest of the run depends on: weights and their running mean, optimizer and schedule
+    (Lightning's part), the running metrics of an unfinished epoch, the history of the finished ones, and the state of
+    torch's random number generators.
 
     Args:
         model: maps images to logits; its parameters are the ones that are trained.
         config: of the run.
         class_count: length of the logits.
         training, validation, test: the batches.
+        description: of the data, for whoever uses the weights of a checkpoint.
     """
 
     def __init__(
@@ -61,10 +66,16 @@ class Classifier(pl.LightningModule):
         training: TrainingBatches,
         validation: EvaluationBatches,
         test: EvaluationBatches,
+        description: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self.average: AveragedModel | None = None
+        if (decay := config.training.average_decay) is not None:
+            self.average = AveragedModel(model, multi_avg_fn=weight_averaging(decay)).requires_grad_(False)
         self.config = config
+        self.class_count = class_count
+        self.description = dict(description or {})
         self.training_batches = training
         self.validation_batches = validation
         self.test_batches = test
@@ -86,8 +97,16 @@ class Classifier(pl.LightningModule):
         """Time spent in training so far, over all attempts at this run."""
         return self._seconds_before + (time.monotonic() - self._started if self._started is not None else 0.0)
 
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is evaluated and kept: with the running mean of the weights if there is one."""
+        if self.average is None:
+            return self.model
+        module: nn.Module = self.average.module
+        return module
+
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(images)
+        logits: Tensor = self.evaluated(images)
         return logits
 
     def training_step(self, number: int, batch_idx: int) -> Tensor:
@@ -97,13 +116,29 @@ class Classifier(pl.LightningModule):
                 f"the data loader is at batch {number} of epoch {self.current_epoch}, Lightning at {batch_idx}"
             )
         images, labels = self.training_batches.training_batch(self.current_epoch, number)
+        data, targets = self.config.data, labels
+        if data.mixup_alpha or data.cutmix_alpha:
+            images, targets = mix(
+                images,
+                labels,
+                self.class_count,
+                mixup_alpha=data.mixup_alpha,
+                cutmix_alpha=data.cutmix_alpha,
+                seed=derive_seed(self.config.seed, "mixing", self.current_epoch, number),
+            )
+            labels = targets.argmax(dim=1)  # accuracy is measured against the larger part of a mixed image
         logits = self.model(images)
-        loss = F.cross_entropy(logits, labels)
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.config.training.label_smoothing)
         if images.device.type == "cpu" or self.global_step % _CHECK_EVERY == 0:
             self._check(loss)
         self._update("train", loss, logits, labels)
         self.log("train/step_loss", loss, on_step=True, on_epoch=False, batch_size=len(labels))
         return loss
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        super().optimizer_step(*arguments, **options)
+        if self.average is not None:  # here, since a checkpoint may be written before any later hook of this module
+            self.average.update_parameters(self.model)
 
     def validation_step(self, number: int, batch_idx: int) -> None:
         self._evaluate("validation", *self.validation_batches.batch(number))
@@ -152,6 +187,7 @@ class Classifier(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["fastdl"] = {
             "config": self.config.to_dict(),
+            "data": self.description,
             "environment": describe_environment(),
             "history": [dict(row) for row in self.history],
             "seconds": self.seconds,
@@ -180,7 +216,7 @@ class Classifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _evaluate(self, stage: str, images: Tensor, labels: Tensor) -> None:
-        logits = self.model(images)
+        logits = self.evaluated(images)
         self._update(stage, F.cross_entropy(logits, labels), logits, labels)
 
     def _update(self, stage: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
@@ -199,21 +235,6 @@ class Classifier(pl.LightningModule):
     def _check(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):
             raise DivergenceError(self.global_step, float(loss.detach()))
-
-
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.SGD:
-    """Return SGD with weight decay on the weights of convolutions and linear layers alone."""
-    decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0)
-
-
-def warmup_cosine(step: int, warmup: int, steps: int) -> float:
-    """Return the factor on the learning rate: (step + 1) / warmup at first, then half a cosine down to zero."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
 
 
 def _get_random_state(device: torch.device) -> dict[str, Any]:

@@ -108,10 +108,11 @@ def train_classifier(
         fastdl.use_backend(config.training.backend),
     ):
         model = _make_model(config, data)
-        module = Classifier(model, config, len(data.class_names), *_make_batches(config, data, device))
+        batches = _make_batches(config, data, device)
+        module = Classifier(model, config, len(data.class_names), *batches, _describe(data))
         policy = policy or CheckpointPolicy()
         status, steps = _fit(config, module, directory, policy, description)
-        test = {} if status == "diverged" else _test(config, module, directory, model)
+        test = {} if status == "diverged" else _test(config, module, directory)
         result = RunResult(
             status=status,
             config=config.to_dict(),
@@ -226,11 +227,22 @@ def _fit(
     return "finished", trainer.global_step
 
 
-def _test(config: RunConfig, module: Classifier, directory: Path, model: nn.Module) -> dict[str, float]:
+def _describe(data: ImageDataset) -> dict[str, Any]:
+    """What one has to know of the data to use weights that were trained on it."""
+    return {
+        "image_shape": list(data.image_shape),
+        "class_names": list(data.class_names),
+        "mean": list(data.mean),
+        "std": list(data.std),
+    }
+
+
+def _test(config: RunConfig, module: Classifier, directory: Path) -> dict[str, float]:
     """Write the final weights and evaluate them on the test split."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    weights = {name: value.detach().cpu().contiguous() for name, value in module.evaluated.state_dict().items()}
+    metadata = {"config": json.dumps(config.to_dict()), "data": json.dumps(module.description)}
     with atomic_write(directory / "weights.safetensors") as file:
-        file.write(safetensors.torch.save(weights, {"config": json.dumps(config.to_dict())}))
+        file.write(safetensors.torch.save(weights, metadata))
     trainer = _trainer(config, directory, logger=False, enable_checkpointing=False)
     (metrics,) = trainer.test(module, dataloaders=range(len(module.test_batches)), verbose=False)
     return {name: float(value) for name, value in metrics.items()}

@@ -148,7 +148,7 @@ def test_wrong_arguments_are_named(change: dict[str, int | str], message: str) -
 
 
 def test_models_are_built_by_name() -> None:
-    assert MODELS == ("conv_network",)
+    assert "conv_network" in MODELS
     assert isinstance(build_model("conv_network", in_channels=1, num_classes=2, depth=1), ConvNetwork)
-    with pytest.raises(ValueError, match="name must be one of conv_network, got 'resnet'"):
+    with pytest.raises(ValueError, match=r"name must be one of conv_network, .*, got 'resnet'"):
         build_model("resnet")

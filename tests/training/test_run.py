@@ -22,7 +22,8 @@ from fastdl.training import CheckpointPolicy, load_result, train_classifier
 from fastdl.training import progress as progress_module
 from fastdl.training.batches import TrainingBatches
 from fastdl.training.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig, differences
-from fastdl.training.module import Classifier, make_optimizer, warmup_cosine
+from fastdl.training.module import Classifier
+from fastdl.training.optimizer import make_optimizer, warmup_cosine
 from tests.training.conftest import make_config
 
 
