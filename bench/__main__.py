@@ -41,7 +41,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--shapes", choices=("full", "quick"), default="full", help="every shape, or a few that take a minute"
     )
-    parser.add_argument("--layout", choices=("nchw", "channels_last", "both"), default="both", help="memory layout")
+    parser.add_argument(
+        "--layout", choices=(*LAYOUT_LABELS, "both"), default="both",
+        help="memory layout: nchw or channels_last for images, separate or packed for attention",
+    )  # fmt: skip
     parser.add_argument("--dtype", default="all", help="float32, bfloat16, ... or all (default)")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads; torch's own choice if not given")

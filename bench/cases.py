@@ -13,7 +13,9 @@ from .peers import Peer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
-LAYOUT_LABELS = {"nchw": "NCHW", "channels_last": "NHWC"}
+# Attention's are of (N, H, L, E): three tensors of their own, or the slices of one projection, heads inside of lengths.
+ATTENTION_LAYOUTS = ("separate", "packed")
+LAYOUT_LABELS = {"nchw": "NCHW", "channels_last": "NHWC", "separate": "NHLE", "packed": "NLHE"}
 
 Function = Callable[..., Tensor]
 """``function(input, *parameters)`` -> output; the parameters are those that `Benchmark.parameters` made."""
@@ -32,7 +34,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the comparison: a shape in one memory layout and one dtype."""
+    """One row of the comparison: a shape in one memory layout and one dtype; attention's shape is (N, H, L, E).
+
+    ``variant`` is what else is told of a case, such as ``causal``.
+    """
 
     size: tuple[int, int, int, int]
     layout: str
@@ -41,6 +46,7 @@ class Case:
     network: str
     num_groups: int | None = None
     quick: bool = False
+    variant: str = ""
 
     @property
     def elements(self) -> int:
@@ -54,12 +60,18 @@ class Case:
 
     @property
     def label(self) -> str:
-        """``4x320x64x64/32``: the size, and behind the stroke the number of groups."""
-        return "x".join(map(str, self.size)) + ("" if self.num_groups is None else f"/{self.num_groups}")
+        """``4x320x64x64/32``: the size, behind the stroke the number of groups, and the variant."""
+        groups = "" if self.num_groups is None else f"/{self.num_groups}"
+        return "x".join(map(str, self.size)) + groups + (f" {self.variant}" if self.variant else "")
 
     @property
     def key(self) -> str:
         return f"{self.label} {self.layout} {self.dtype}"
+
+
+def in_memory_format(case: Case, values: Tensor) -> Tensor:
+    """Images in the case's layout."""
+    return values.contiguous(memory_format=LAYOUTS[case.layout])
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,7 @@ class Benchmark:
         peers: other implementations of the same, each used only where it is there and right.
         forward_work, backward_work: the least that one pass must move and compute.
         gpu_cases: the cases on a GPU, the most telling first, since there the time is limited.
+        arrange: ``(case, values)`` -> the input or the output's gradient in the case's memory layout.
         overhead_size: the small shape at which the cost of the call itself is told.
     """
 
@@ -90,6 +103,7 @@ class Benchmark:
     backward_work: Callable[[Case], Work]
     overhead_size: tuple[int, int, int, int] = (2, 64, 8, 8)
     gpu_cases: tuple[Case, ...] = ()
+    arrange: Callable[[Case, Tensor], Tensor] = in_memory_format
 
     def cases_on(self, device_type: str) -> tuple[Case, ...]:
         """The cases that are measured on a kind of device."""

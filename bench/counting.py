@@ -39,6 +39,21 @@ def norm_backward(tensor_bytes: int, channel_bytes: int, statistics: int) -> Wor
     return Work(3 * tensor_bytes + 4 * channel_bytes + 2 * 8 * statistics)
 
 
+def attention_forward(query_bytes: int, shape: tuple[int, ...], pairs: int) -> Work:
+    """Attention forward over (N, H, L, E) with as many keys: read q, k, v, write the output and a float32 a row.
+
+    ``pairs`` is how many pairs of query and key a head sees: two products of E multiply-adds each.
+    """
+    samples, heads, length, features = shape
+    return Work(4 * query_bytes + 4 * samples * heads * length, 2 * 2 * features * pairs * samples * heads)
+
+
+def attention_backward(query_bytes: int, shape: tuple[int, ...], pairs: int) -> Work:
+    """Attention backward: read q, k, v, the output and its gradient, write three gradients; five products a pair."""
+    samples, heads, length, features = shape
+    return Work(8 * query_bytes + 4 * samples * heads * length, 5 * 2 * features * pairs * samples * heads)
+
+
 def saved_bytes(function: Callable[..., Tensor], input: Tensor, parameters: Sequence[Tensor]) -> int:
     """Bytes that one forward call keeps alive for its backward: each storage once, parameters and buffers left out.
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import machine
-from .cases import DTYPES, LAYOUTS, Benchmark, Case
+from .cases import DTYPES, Benchmark, Case
 
 MOST_SETS = 128
 SMALL_MACHINE_SETS = 2
@@ -59,7 +59,7 @@ def make_operands(benchmark: Benchmark, case: Case, device: torch.device, sets: 
 
     def draw() -> Tensor:
         values = torch.randn(case.size, generator=generator, device=device)
-        return values.to(DTYPES[case.dtype]).contiguous(memory_format=LAYOUTS[case.layout])
+        return benchmark.arrange(case, values.to(DTYPES[case.dtype]))
 
     first_input, first_grad = draw(), draw()
     inputs = [first_input, *(first_input.clone() for _ in range(sets - 1))]

@@ -18,14 +18,14 @@ from fastdl.bench.harness import compiled, forward_backward_call, forward_call
 from fastdl.bench.operands import count_sets, make_operands
 from fastdl.bench.summary import FORWARD, PASSES
 
-BENCHMARKS = {name: registry.load(name) for name in ("batch_norm", "group_norm")}
+BENCHMARKS = {name: registry.load(name) for name in registry.names()}
 CASES = [(name, case) for name, benchmark in BENCHMARKS.items() for case in benchmark.cases if case.quick]
 
 
 @pytest.mark.parametrize("contender", ["ours", "eager", "compile"])
 @pytest.mark.parametrize("pass_name", PASSES)
 @pytest.mark.parametrize(("op", "case"), CASES, ids=[f"{name}-{case.key}".replace(" ", "-") for name, case in CASES])
-def test_norm(benchmark: Any, op: str, case: Case, pass_name: str, contender: str) -> None:
+def test_quick(benchmark: Any, op: str, case: Case, pass_name: str, contender: str) -> None:
     chosen, device = BENCHMARKS[op], torch.device("cpu")
     operands = make_operands(chosen, case, device, count_sets(case.tensor_bytes, device, torch.get_num_threads()))
     function = chosen.ours(case) if contender == "ours" else chosen.eager(case)

@@ -24,6 +24,7 @@ class Limits:
     would fetch every sector for several programs.
     ``line_bytes``: the run that it does cover where the size is free: a whole cache line.
     ``split_values``: a tile of the split path: 16 values a thread at 8 warps, two or four accesses of 16 bytes.
+    ``split_values_of_sums``: of its backward sums in float32: 8 values a thread. With 16, Mish spilled on sm_90.
     ``split_positions``: the most positions of such a tile in NCHW, 2 or 4 KiB in one run.
     ``reduce_programs``: programs that share out a pass which ends in partial results, about eight to an SM of an H100.
     ``apply_programs``: those of a pass that leaves none: more, so that the last wave is a small part.
@@ -37,6 +38,7 @@ class Limits:
     segment_bytes: int = 32
     line_bytes: int = 128
     split_values: int = 4096
+    split_values_of_sums: int = 2048
     split_positions: int = 1024
     reduce_programs: int = 1024
     apply_programs: int = 4096
@@ -166,19 +168,20 @@ def on_chip(problem: Problem, backward: bool, limits: Limits, more: bool = False
 
 
 @lru_cache(maxsize=4096)
-def split(problem: Problem, programs: int, limits: Limits) -> Split:
-    """Chunks of about ``programs`` programs."""
+def split(problem: Problem, programs: int, limits: Limits, *, sums: bool = False) -> Split:
+    """Chunks of about ``programs`` programs; ``sums`` is the pass that sums the gradient's products."""
+    values = limits.split_values_of_sums if sums and problem.itemsize == 4 else limits.split_values
     if problem.channels_last:
         channels = min(power_of_two(problem.channels), max(limits.line_bytes // 2, 1))
-        positions = min(power_of_two(problem.positions), max(limits.split_values // channels, 1))
+        positions = min(power_of_two(problem.positions), max(values // channels, 1))
     else:
         positions = min(power_of_two(problem.positions), limits.split_positions)
-        channels = min(power_of_two(problem.channels), max(limits.split_values // positions, 1))
+        channels = min(power_of_two(problem.channels), max(values // positions, 1))
     total = -(-problem.positions // positions)
     others = problem.outer * -(-problem.channels // channels)
     tiles = -(-total // min(max(programs // others, 1), total))
     chunks = -(-total // tiles)
-    warps = min(max(positions * channels // 512, 1), 8)
+    warps = min(max(positions * channels * 8 // values, 1), 8)
     return Split(positions, channels, tiles, chunks, others * chunks, warps)
 
 

@@ -11,24 +11,28 @@ from torch import Tensor
 
 
 class Launch(NamedTuple):
-    """One launch: a kernel, how many programs, its arguments in order, and what is constant in its compilation."""
+    """One launch: a kernel, how many programs, its arguments in order, and what is constant in its compilation.
+
+    ``stages``: how many steps ahead a loop's loads are asked for.
+    """
 
     kernel: Any
     programs: int
     arguments: tuple[Any, ...]
     constants: Mapping[str, Any]
     warps: int
+    stages: int = 3
 
 
 _taken_down: list[Launch] | None = None
 
 
-def launch(kernel: Any, programs: int, *arguments: Any, warps: int, **constants: Any) -> None:
+def launch(kernel: Any, programs: int, *arguments: Any, warps: int, stages: int = 3, **constants: Any) -> None:
     """Launches ``programs`` programs on torch's current stream."""
     if _taken_down is not None:
-        _taken_down.append(Launch(kernel, programs, arguments, constants, warps))
+        _taken_down.append(Launch(kernel, programs, arguments, constants, warps, stages))
         return
-    kernel[(programs,)](*arguments, **constants, num_warps=warps)
+    kernel[(programs,)](*arguments, **constants, num_warps=warps, num_stages=stages)
 
 
 @contextmanager

@@ -187,7 +187,7 @@ def split_backward(
     device, weight = tensors[1].device, tensors[3]
     totals = None
     if grad_weight is not None or grad_bias is not None or not constant:
-        plan = split(problem, configs.LIMITS.reduce_programs, configs.LIMITS)
+        plan = split(problem, configs.LIMITS.reduce_programs, configs.LIMITS, sums=True)
         partials = torch.empty((2, problem.outer, plan.chunks, problem.channels), dtype=torch.float32, device=device)
         launch(
             partial_sums, plan.programs,

@@ -19,6 +19,9 @@ TYPES = {
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
     torch.float64: "fp64",
+    torch.uint8: "u8",
+    torch.int32: "i32",
+    torch.int64: "i64",
 }
 
 # The tensors of the input's shape. All others hold a value a channel or group, and are a small part of the bytes.

@@ -1,12 +1,22 @@
 """The gate: everything that ships keeps its limits on every architecture, and the table says what it uses."""
 
+from typing import Any
+
 import pytest
 
 from . import table, triton_code
 from .jobs import CUDA, TRITON, Job, jobs, names, obstacle, run, triton_kernels, versions
 
 
-@pytest.mark.parametrize("job", jobs(), ids=str)
+def rows() -> list[Any]:
+    """Attention, whose kernels take longest to compile, is compiled for sm_90 by default and for the others as slow."""
+    return [
+        pytest.param(job, marks=[pytest.mark.slow] * (job.subject.startswith("attention") and job.architecture != 90))
+        for job in jobs()
+    ]
+
+
+@pytest.mark.parametrize("job", rows(), ids=str)
 def test_what_ships_keeps_its_limits(job: Job) -> None:
     if reason := obstacle(job):
         pytest.skip(reason)
@@ -47,3 +57,19 @@ def test_every_op_ships_clean_on_hopper() -> None:
             assert 90 in entry.architectures, entry.name
             assert entry.limits.access_bytes >= 16, entry.name
             assert entry.limits.spill_bytes == 0, entry.name
+
+
+def test_attention_ships_clean_on_hopper() -> None:
+    """No spills, and warp-group products in both passes of the long path in half precision."""
+    entries = [entry for found in triton_kernels().values() for entry in found] if triton_code.is_usable() else []
+    if not entries:
+        pytest.skip("Triton cannot be imported, or runs its interpreter")
+    mine = [entry for entry in entries if entry.name.startswith("attention") and 90 in entry.architectures]
+    assert all(entry.limits.spill_bytes == 0 for entry in mine)
+    for dtype in ("*bf16", "*fp16"):
+        hopper = {
+            entry.kernel.__name__
+            for entry in mine
+            if dtype in entry.signature.values() and (entry.limits.matrix or {}).get(90) == "HGMMA"
+        }
+        assert len(hopper) >= 2, (dtype, hopper)

@@ -1,14 +1,15 @@
 """The cases that ship."""
 
 import pytest
+import torch
 
 from fastdl.bench import registry
 from fastdl.bench.cases import DTYPES, select
 
 
 def test_every_benchmark_is_found_by_its_file():
-    assert registry.names() == ["batch_norm", "group_norm"]
-    with pytest.raises(ValueError, match="no benchmark of 'softmax'; there are: batch_norm, group_norm"):
+    assert registry.names() == ["attention", "batch_norm", "group_norm"]
+    with pytest.raises(ValueError, match="no benchmark of 'softmax'; there are: attention, batch_norm, group_norm"):
         registry.load("softmax")
 
 
@@ -45,3 +46,37 @@ def test_bytes_and_label_of_a_case():
     case = next(c for c in registry.load("group_norm").cases if c.size == (4, 320, 64, 64) and c.dtype == "bfloat16")
     assert case.tensor_bytes == 4 * 320 * 64 * 64 * DTYPES["bfloat16"].itemsize
     assert case.label == "4x320x64x64/32"
+
+
+def test_attention_comes_separate_and_packed_and_with_what_masks_it():
+    cases = registry.load("attention").cases
+    assert len({case.key for case in cases}) == len(cases)
+    for size in ((16, 6, 65, 64), (4, 12, 197, 64), (8, 12, 128, 64), (1, 12, 1024, 64)):
+        found = {(case.layout, case.dtype) for case in cases if case.size == size}
+        assert found == {(layout, dtype) for layout in ("separate", "packed") for dtype in ("float32", "bfloat16")}
+    assert {case.variant for case in cases} == {"", "causal", "padding", "bias"}
+    assert next(case for case in cases if case.variant == "causal").label == "1x12x1024x64 causal"
+    assert {case.layout for case in select(cases, layout="packed")} == {"packed"}
+
+
+def test_attentions_inputs_lie_as_the_layout_says():
+    benchmark = registry.load("attention")
+    for case in select(benchmark.cases, shapes="quick"):
+        values = torch.randn(case.size)
+        arranged = benchmark.arrange(case, values)
+        assert torch.equal(arranged, values)
+        heads = case.size[1] * case.size[3]
+        expected = (
+            (case.size[2] * heads * 3, case.size[3], heads * 3, 1) if case.layout == "packed" else values.stride()
+        )
+        assert arranged.stride() == expected
+
+
+def test_the_operations_of_attention_are_counted():
+    benchmark = registry.load("attention")
+    case = next(case for case in benchmark.cases if case.size == (4, 12, 197, 64) and case.dtype == "float32")
+    assert benchmark.forward_work(case).matrix_operations == 4 * 4 * 12 * 197 * 197 * 64
+    assert benchmark.backward_work(case).matrix_operations == 10 * 4 * 12 * 197 * 197 * 64
+    causal = next(case for case in benchmark.cases if case.variant == "causal")
+    n, h, length, features = causal.size
+    assert benchmark.forward_work(causal).matrix_operations == 4 * n * h * features * length * (length + 1) // 2

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support import batch_norm, group_norm
+from tests.support import attention, attention_cases, batch_norm, group_norm
 from tests.support.backends import short
 from tests.support.problems import Case, Operator, check_parity
 
@@ -49,3 +49,29 @@ def chosen_cases(module: Any) -> Iterator[Sequence[Case]]:
 @pytest.mark.parametrize(("operator", "case", "dtype"), list(selected()))
 def test_parity(operator: Operator, case: Case, dtype: torch.dtype) -> None:
     check_parity(operator, case, dtype, "triton")
+
+
+# Every kind of layout, mask, window and option; of the sweeps over sizes a part, and nothing that takes seconds.
+MOST_WEIGHTS = 60000
+
+
+def selected_attention() -> Iterator[Any]:
+    turn = 0
+    for cases, step in (
+        (attention_cases.LAYOUT_CASES, 3), (attention_cases.LENGTH_CASES, 4), (attention_cases.FEATURE_CASES, 6),
+        (attention_cases.HEAD_CASES, 2), (attention_cases.WINDOW_CASES, 3), (attention_cases.MASK_CASES, 4),
+        (attention_cases.OPTION_CASES, 3), (attention_cases.DROPOUT_CASES, 3), (attention_cases.VALUE_CASES, 3),
+        (attention_cases.EMPTY_CASES, 2),
+    ):  # fmt: skip
+        for case in cases[::step]:
+            served = [dtype for dtype in DTYPES if dtype in case.dtypes]
+            if case.slow or case.numbers > MOST_WEIGHTS:
+                continue
+            dtype = served[turn % len(served)]
+            turn += 1
+            yield pytest.param(case, dtype, id=f"attention-{case.name}-{short(dtype)}")
+
+
+@pytest.mark.parametrize(("case", "dtype"), list(selected_attention()))
+def test_attention(case: attention.Case, dtype: torch.dtype) -> None:
+    attention.check_parity(case, dtype, "triton")

@@ -27,7 +27,11 @@ def test_every_path(tmp_path: Path, part: str, least: int) -> None:
     check(tmp_path, least, "tests/interpreter/paths.py", "-k", part)
 
 
-@pytest.mark.parametrize(("op", "least"), [("group_norm", 100), ("batch_norm", 100)])
+def test_every_path_of_attention(tmp_path: Path) -> None:
+    check(tmp_path, 100, "tests/interpreter/attention_paths.py")
+
+
+@pytest.mark.parametrize(("op", "least"), [("group_norm", 100), ("batch_norm", 100), ("test_attention", 40)])
 def test_parity(tmp_path: Path, op: str, least: int) -> None:
     check(tmp_path, least, "tests/interpreter/rows.py", "-k", op)
 
@@ -40,6 +44,9 @@ def test_parity(tmp_path: Path, op: str, least: int) -> None:
         ("tests/ops/test_group_norm.py", 800),
         ("tests/ops/test_batch_norm.py", 1000),
         ("tests/ops/test_nonfinite.py", 100),
+        ("tests/ops/test_attention.py", 400),
+        ("tests/ops/test_attention_varlen.py", 30),
+        ("tests/ops/test_attention_dropout.py", 2),
     ],
 )
 def test_whole_table(tmp_path: Path, file: str, least: int) -> None:

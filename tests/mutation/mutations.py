@@ -212,4 +212,67 @@ MUTATIONS = [
         "    device::block_barrier();\n    if (lane < half)",
         "    if (lane < half)",
     ),
+    # attention on the CPU
+    Mutation(
+        "wrong_head_of_group", "csrc/cpu/attention_forward.h", "return key_head * call.group() + g;", "return key_head;"
+    ),
+    Mutation("window_off_by_one", "csrc/cpu/attention_rows.h", "+ call.window_right + 1, 0", "+ call.window_right, 0"),
+    Mutation(
+        "log_sum_without_its_maximum", "csrc/cpu/attention_forward.h", "largest * shaping.unit() + std::log", "std::log"
+    ),
+    Mutation(
+        "dropout_of_another_row",
+        "csrc/cpu/attention_gradient_rows.h",
+        "uint32_t(row + r), uint32_t(head)",
+        "uint32_t(row), uint32_t(head)",
+    ),
+    Mutation("dropout_of_another_head", "csrc/cpu/attention_dropout.h", "c[2][i] = place.head;", "c[2][i] = 0;"),
+    Mutation(
+        "wrong_row_of_output",
+        "csrc/cpu/attention_gradient_rows.h",
+        "matrix_of<T>(gradients.output, sequence.sample, head, query)",
+        "matrix_of<T>(gradients.output, sequence.sample, head, 0)",
+    ),
+    Mutation(
+        "unscaled_sums",
+        "csrc/cpu/attention_forward.h",
+        "if (!single && before != A(1)) scale_row",
+        "if (false) scale_row",
+    ),
+    # attention in Triton
+    Mutation(
+        "triton_cap_without_slope",
+        "kernels/attention_backward.py",
+        """                    ds = weights * (dp - d[None, :])
+                    if CAPPED:
+                        ds *= 1.0 - tangent * tangent
+                    gradient_of_k = product(rounded(ds""",
+        """                    ds = weights * (dp - d[None, :])
+                    gradient_of_k = product(rounded(ds""",
+    ),
+    Mutation(
+        "triton_wrong_head_of_group",
+        "kernels/attention_short.py",
+        "head = key_head * GROUP + member",
+        "head = key_head * GROUP",
+    ),
+    Mutation("triton_window_off_by_one", "kernels/attention_scores.py", "column - row <= high", "column - row < high"),
+    Mutation(
+        "triton_dropout_order",
+        "kernels/philox.py",
+        "tl.join(tl.join(w0, w2), tl.join(w1, w3))",
+        "tl.join(tl.join(w0, w1), tl.join(w2, w3))",
+    ),
+    Mutation(
+        "triton_unmasked_boolean",
+        "kernels/attention_scores.py",
+        "values = tl.where(there != 0, values, -INFINITY)",
+        "values = tl.where(there != 0, values, values)",
+    ),
+    Mutation(
+        "triton_delta_without_log_sum",
+        "kernels/attention_short.py",
+        "                        d -= tl.load(grad_log_sum + place",
+        "                        d -= 0 * tl.load(grad_log_sum + place",
+    ),
 ]

@@ -23,18 +23,29 @@ ON_THE_CPU = ("group_norm", "batch_norm", "activations", "rounding", "running_st
 
 @dataclass(frozen=True)
 class Suite:
-    """What must notice a mistake in the files below ``folder``; stops at the first failure."""
+    """What must notice a mistake in the files whose paths begin with ``beginning``; stops at the first failure."""
 
-    folder: str
+    beginning: str
     arguments: tuple[str, ...]
     needs_cpu_library: bool = False
 
 
+ON_THE_CPU_OF_ATTENTION = ("attention", "attention_varlen", "attention_dropout", "attention_properties")
+
+# The first that fits.
 SUITES = (
-    Suite("kernels", ("tests/interpreter/test_interpreter.py", "-k", "every_path")),
-    Suite("csrc/cuda", ("tests/simt/test_group_norm.py", "tests/simt/test_batch_norm.py")),
+    Suite("kernels/attention", ("tests/interpreter/test_interpreter.py", "-k", "attention")),
+    Suite("kernels/philox", ("tests/interpreter/test_interpreter.py", "-k", "attention")),
+    Suite("csrc/cuda/attention", ("tests/simt/test_attention.py",)),
     Suite(
-        "csrc",
+        "csrc/cpu/attention",
+        (*(f"tests/ops/test_{name}.py" for name in ON_THE_CPU_OF_ATTENTION), "-k", "cpu and not reference"),
+        needs_cpu_library=True,
+    ),
+    Suite("kernels/", ("tests/interpreter/test_interpreter.py", "-k", "every_path")),
+    Suite("csrc/cuda/", ("tests/simt/test_group_norm.py", "tests/simt/test_batch_norm.py")),
+    Suite(
+        "csrc/",
         (*(f"tests/ops/test_{name}.py" for name in ON_THE_CPU), "-k", "cpu and not reference"),
         needs_cpu_library=True,
     ),
@@ -42,7 +53,7 @@ SUITES = (
 
 
 def suite_of(mutation: Mutation) -> Suite:
-    return next(suite for suite in SUITES if mutation.file.startswith(suite.folder + "/"))
+    return next(suite for suite in SUITES if mutation.file.startswith(suite.beginning))
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
