@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .timing import Effort, Timer, interleave
@@ -40,13 +41,19 @@ def memory_copy_bandwidth(
 def matrix_rate(
     device: torch.device, dtype: torch.dtype, timer: Timer, size: int | None = None, effort: Effort = SHORT
 ) -> float:
-    """Operations/s of torch's product of two square matrices: the ceiling of ops that multiply."""
+    """Operations/s of torch's fastest product of two square matrices: the ceiling of ops that multiply.
+
+    On the CPU a convolution over single positions does the same through another library. Which is faster depends on the
+    processor: measured on a Zen 5 in float32, 229 GFLOP/s by `torch.mm` and 388 by the convolution.
+    """
     n = size or SQUARE[device.type]
     left, right = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(left)
-
-    def multiply(index: int) -> None:
-        torch.mm(left, right, out=out)
-
-    times = interleave({"mm": multiply}, timer, effort)
-    return 2 * n**3 / times["mm"].median
+    calls: dict[str, Callable[[int], object]] = {"mm": lambda index: torch.mm(left, right, out=out)}
+    if device.type == "cpu":
+        image = left.t().reshape(1, n, n, 1).contiguous(memory_format=torch.channels_last)
+        kernel = right.t().reshape(n, n, 1, 1).contiguous(memory_format=torch.channels_last)
+        calls["convolution"] = lambda index: F.conv2d(image, kernel)
+    with torch.no_grad():
+        times = interleave(calls, timer, effort)
+    return 2 * n**3 / min(spread.median for spread in times.values())

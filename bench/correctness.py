@@ -31,13 +31,16 @@ def outcomes(function: Function, operands: Operands, dtype: torch.dtype | None =
     gradients = torch.autograd.grad(output, [input, *leaves], grad)
     named = {"output": output.detach(), "gradient of the input": gradients[0]}
     named |= {f"gradient of parameter {i}": gradient for i, gradient in enumerate(gradients[1:])}
-    named |= {f"buffer {i}": p for i, p in enumerate(parameters) if not p.requires_grad}
+    named |= {f"buffer {i}": p for i, p in enumerate(parameters) if not p.requires_grad and p.is_floating_point()}
     return named
 
 
 def copies(parameters: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
     """Leaves of the same values, so that a call that changes its buffers leaves the originals as they are."""
-    return [p.detach().to(dtype or p.dtype, copy=True).requires_grad_(p.requires_grad) for p in parameters]
+    return [
+        p.detach().to(dtype if dtype and p.is_floating_point() else p.dtype, copy=True).requires_grad_(p.requires_grad)
+        for p in parameters
+    ]
 
 
 class Judge:

@@ -227,7 +227,7 @@ def test_the_reason_of_a_missing_backend_is_in_the_error() -> None:
 def test_auto_falls_back_where_no_kernel_serves_the_device() -> None:
     assert group_norm(X.to("meta"), 3).device.type == "meta"
     choices = dispatch.auto_choices()
-    assert set(choices) == {"group_norm", "batch_norm"}
+    assert set(choices) == {"attention", "group_norm", "batch_norm"}
     expected = "cpu" if fastdl.backends()["cpu"].available else "reference"
     assert set(choices["group_norm"].values()) == {expected} or torch.cuda.is_available()
 
