@@ -1,36 +1,14 @@
 // The CUDA kernels as ops of torch, in the LibTorch stable ABI: registers them in the namespace fastdl_cuda with the schemas of the
 // CPU's, brings tensors to a layout that the kernels read in place, allocates results and workspace on the input's device, and
 // queues the work on its current stream. The kernels see raw pointers; nothing here waits for them.
-#include <torch/csrc/stable/accelerator.h>
-
 #include <tuple>
 
-#include "../tensors.h"
 #include "batch_norm.h"
+#include "cuda_tensors.h"
 #include "group_norm.h"
 
 namespace fastdl::cuda {
 namespace {
-
-// The device of a call is current for as long as this lives. torch restores the one before.
-struct Place {
-  int32_t device;
-  torch::stable::accelerator::DeviceGuard guard;
-  void* stream = nullptr;
-
-  explicit Place(const Tensor& input) : device(index_of(input)), guard(device) {
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  }
-
- private:
-  static int32_t index_of(const Tensor& tensor) {
-    int32_t index;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &index));
-    return index;
-  }
-};
-
-void check(int status, const char* what) { STD_TORCH_CHECK(status == 0, "fastdl: ", what, " failed: ", error_text(status)); }
 
 // A tensor that the kernels can read: itself, or a dense copy in the call's layout.
 struct Operand {
@@ -60,7 +38,7 @@ RunningStatistic running_statistic_of(const MaybeTensor& tensor) {
 
 // All that forward and backward of every norm share.
 struct Call {
-  Place place;
+  CurrentDevice place;
   Target target;
   Geometry geometry;
   Operand input;
@@ -97,8 +75,6 @@ struct Call {
   // Freed when the call returns: torch gives it only to work that the same stream does later.
   Tensor make_workspace(size_t bytes) const { return empty_strided({int64_t(bytes)}, {1}, ScalarType::Byte, input.tensor); }
 };
-
-void* address(const Tensor& tensor) { return tensor.numel() ? tensor.mutable_data_ptr() : nullptr; }
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
@@ -210,7 +186,7 @@ Gradients batch_norm_backward_op(const Tensor& grad_output, const Tensor& input,
 
 void update_running_statistics_op(const MaybeTensor& running_mean, const MaybeTensor& running_var, const Tensor& statistics,
                                   int64_t count, double momentum) {
-  const Place place(statistics);
+  const CurrentDevice place(statistics);
   check(update_running_statistics(running_statistic_of(running_mean), running_statistic_of(running_var),
                                   static_cast<const double*>(statistics.const_data_ptr()), statistics.size(1), count, momentum,
                                   place.stream),

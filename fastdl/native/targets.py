@@ -145,7 +145,10 @@ class CudaTarget(CpuTarget):
         return (*compile_flags("", torch), "-DUSE_CUDA")
 
     def device_flags(self, arch: str) -> tuple[str, ...]:
-        return (*NVCC_FLAGS, *generation_flags(tuple(arch.split(";"))))
+        archs = tuple(arch.split(";"))
+        # Hopper's warp-group products are in code for 90a alone; the host must not ask code for plain 90 for them.
+        without = () if "90a" in archs else ("-DFASTDL_WITHOUT_WGMMA",)
+        return (*NVCC_FLAGS, *without, *generation_flags(archs))
 
     def link_flags(self, torch: TorchInstallation, facts: Facts) -> tuple[str, ...]:
         assert facts.toolkit is not None

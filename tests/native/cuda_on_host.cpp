@@ -1,5 +1,6 @@
-// csrc/cuda/bindings.cpp as it is, registered for tensors on the CPU, over kernels that run as fibres (tests/simt): what a GPU
-// would do with torch's tensors, from the schema to the kernels' pointers. Loaded into a Python process of its own.
+// csrc/cuda/bindings.cpp and bindings_attention.cpp as they are, registered for tensors on the CPU, over kernels that run as fibres
+// (tests/simt): what a GPU would do with torch's tensors, from the schema to the kernels' pointers. Loaded into a Python process of
+// its own.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -61,6 +62,8 @@ struct Start {
 // The dispatch key, which is all that ties the registration to a GPU.
 #define CUDA CPU
 #include "cuda/bindings.cpp"
+//
+#include "cuda/bindings_attention.cpp"
 
 // Whether every guard was given back, and how often the stream was asked for.
 static std::tuple<int64_t, int64_t> guards_and_streams(torch::stable::Tensor) { return {guards, streams}; }

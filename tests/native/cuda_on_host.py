@@ -18,11 +18,19 @@ import torch
 
 import fastdl
 from fastdl.ops import dispatch
-from tests.support import backends, batch_norm, group_norm, problems
+from fastdl.reference.attention import attention as attention_by_definition
+from tests.support import attention, attention_cases, backends, batch_norm, group_norm, problems
 
 LARGEST = 3000
 # What the kernels' own suite covers by itself: sizes against each other, and activations, as a word of a row's name.
 KERNELS_OWN = ("sweep_", "positions_")
+LARGEST_WEIGHTS = 2000
+# Whatever the bindings look at; in one dtype, since accuracy is the kernels' own suite's.
+ATTENTION_ROWS = (
+    *attention_cases.LAYOUT_CASES, *attention_cases.HEAD_CASES, *attention_cases.WINDOW_CASES,
+    *attention_cases.MASK_CASES, *attention_cases.OPTION_CASES, *attention_cases.DROPOUT_CASES,
+    *attention_cases.EMPTY_CASES,
+)  # fmt: skip
 
 
 def main(library: str) -> int:
@@ -39,6 +47,10 @@ def main(library: str) -> int:
                 row = f"{operator.name} {case.name} {backends.short(dtype)}"
                 report(row, partial(problems.check_parity, operator, case, dtype, "cuda"))
                 ran[operator.name] = ran.get(operator.name, 0) + 1
+    for each in ATTENTION_ROWS if rows else ():
+        if each.numbers <= LARGEST_WEIGHTS:
+            report(f"attention {each.name}", partial(attention.check_parity, each, torch.bfloat16, "cuda"))
+            ran["attention"] = ran.get("attention", 0) + 1
     guards, streams = torch.ops.fastdl_cuda_on_host.guards_and_streams(torch.zeros(1))
     print(json.dumps({"ran": ran, "guards": guards, "streams": streams}))
     return 0
@@ -133,6 +145,43 @@ def evaluation_of_nothing_keeps_the_constants() -> None:
     assert torch.equal(statistics, torch.stack(running).double())
 
 
+def attention_makes_gradients_for_what_needs_them() -> None:
+    query, key, value = torch.randn(3, 1, 2, 5, 8)
+    mask, grad = torch.randn(1, 1, 5, 5), torch.randn(1, 2, 5, 8)
+    tensors = (query, key, value, mask, None, None, None, None)
+    statics = (0.3, 0.0, -1, -1, 0, 0.0, 5, 5)
+    output, log_sum = load("attention").forward(*tensors, *statics)
+    backward = partial(load("attention").backward, grad, None, *tensors, output, log_sum, *statics)
+    whole = backward([True] * 4)
+    for needs in itertools.product([False, True], repeat=4):
+        found = backward(list(needs))
+        assert [gradient is not None for gradient in found] == list(needs), needs
+        assert all(torch.equal(a, b) for a, b, needed in zip(found, whole, needs, strict=True) if needed)
+
+
+def attention_over_sequences_leaves_zeros_between_them() -> None:
+    query, key, value = (tensor.transpose(0, 1) for tensor in torch.randn(3, 14, 2, 8))
+    for dtype in (torch.int32, torch.int64):
+        starts = torch.tensor([0, 3, 3, 11], dtype=dtype)
+        q, k, v = parts = [tensor.transpose(0, 1).detach().requires_grad_() for tensor in (query, key, value)]
+        with fastdl.use_backend("cuda"):
+            output = fastdl.ops.varlen_attention(q, k, v, starts, starts, 8, 8, is_causal=True)
+        output.sum().backward()
+        given = [part.detach().double().transpose(0, 1)[None] for part in parts]
+        truth, _ = attention_by_definition(
+            given[0], given[1], given[2], None, None, starts, starts, None, 8**-0.5, 0.0, -1, 0, 0, 0.0, 8, 8
+        )
+        torch.testing.assert_close(output.double(), truth[0].transpose(0, 1), rtol=1e-5, atol=1e-6)
+        assert not output[11:].any()
+        assert all(part.grad is not None and not part.grad[11:].any() and part.grad[:11].any() for part in parts)
+
+
+def attention_of_float64_is_an_error() -> None:
+    query = torch.randn(1, 1, 3, 4).double()
+    with pytest.raises(RuntimeError, match="float32, float16 and bfloat16"):
+        load("attention").forward(query, query, query, *[None] * 5, 0.5, 0.0, -1, -1, 0, 0.0, 3, 3)
+
+
 CHECKS: dict[str, Callable[[], object]] = {
     check.__name__: check
     for check in (
@@ -141,6 +190,9 @@ CHECKS: dict[str, Callable[[], object]] = {
         running_statistics_of_any_dtype_are_updated,
         a_dtype_that_is_not_served_is_an_error,
         evaluation_of_nothing_keeps_the_constants,
+        attention_makes_gradients_for_what_needs_them,
+        attention_over_sequences_leaves_zeros_between_them,
+        attention_of_float64_is_an_error,
     )
 }
 

@@ -115,6 +115,14 @@ def test_an_error_in_a_kernel_is_shown(sources: Path, tmp_path: Path) -> None:
         build_cuda(sources, tmp_path / "built", "90a", to_be_loaded=False)
 
 
+@pytest.mark.parametrize(
+    ("arch", "without"), [("90a", False), ("80;90a;100a", False), ("80;90", True), ("90+ptx", True)]
+)
+def test_warp_group_products_are_left_out_where_no_code_has_them(arch: str, without: bool) -> None:
+    """Code for plain 90 runs on a Hopper too, and would trap there if the host asked it for them."""
+    assert ("-DFASTDL_WITHOUT_WGMMA" in CUDA.device_flags(arch)) == without
+
+
 def test_the_bindings_compile_against_torchs_headers(compiler: str) -> None:
     """Names and types; the kernels themselves are compiled by the ahead-of-time suite."""
     csrc, torch = find_csrc(), torch_installation()

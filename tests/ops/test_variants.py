@@ -22,7 +22,9 @@ FILES = [
     "tests/ops/test_attention.py", "tests/ops/test_attention_varlen.py",
 ]  # fmt: skip
 # Odd sizes, both layouts, all dtypes, activations, accuracy at a large mean: what depends on the vectors' width.
-CORE = "cpu and not reference and (sweep or shifted or residual or special or (positions and float32) or test_attention)"
+CORE = (
+    "cpu and not reference and (sweep or shifted or residual or special or (positions and float32) or test_attention)"
+)
 
 VARIANTS = {
     "x86-64": {"needs": "", "without": {"avx", "avx2", "fma", "avx512f"}},

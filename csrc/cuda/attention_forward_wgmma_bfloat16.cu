@@ -1,0 +1,6 @@
+// Attention's forward by wgmma for bfloat16.
+#include "attention_forward_wgmma.cuh"
+
+int fastdl::cuda::launch_attention_forward_wgmma_bfloat16(const AttentionForward& call, unsigned blocks, void* stream) {
+  return attention_forward_wgmma::launch_by_width<bfloat16_bits>(call, blocks, stream);
+}
