@@ -157,7 +157,10 @@ def definition(given: Arguments, *, double: bool) -> dict[str, Tensor]:
     return {"output": output.detach(), "log_sum": log_sum.detach()} | dict(zip(names, found, strict=True))
 
 
-@pytest.mark.parametrize("variant", ["plain", "race", "address"])
+# With every thread order a build with a sanitizer takes the better part of a minute: slow, but for the plain one.
+@pytest.mark.parametrize(
+    "variant", ["plain", *(pytest.param(name, marks=pytest.mark.slow) for name in ("race", "address"))]
+)
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_sequences(name: str, variant: str) -> None:
     given = SEQUENCES[name]
