@@ -275,4 +275,40 @@ MUTATIONS = [
         "                        d -= tl.load(grad_log_sum + place",
         "                        d -= 0 * tl.load(grad_log_sum + place",
     ),
+    # attention in CUDA C++
+    Mutation(
+        "cuda_early_release_of_wgmma",
+        "csrc/cuda/attention_forward_wgmma.cuh",
+        "    device::wgmma_wait<1>();",
+        "    device::wgmma_wait<2>();",
+    ),
+    Mutation(
+        "cuda_parity_of_the_pipeline",
+        "csrc/cuda/attention_forward_wgmma.cuh",
+        "unsigned(step / stages + 1) & 1u",
+        "unsigned(step / stages) & 1u",
+    ),
+    Mutation(
+        "cuda_output_not_rescaled", "csrc/cuda/attention_forward_wgmma.cuh", "    rescale(output, correction);", ""
+    ),
+    Mutation(
+        "cuda_dropout_order",
+        "csrc/cuda/attention_dropout.cuh",
+        "other % 2 * 2 + other / 2 % 2)",
+        "other % 2 + other / 2 % 2 * 2)",
+    ),
+    Mutation("cuda_merge_without_reference", "csrc/cuda/attention_merge.cu", "most + logf(total)", "logf(total)"),
+    Mutation(
+        "cuda_turned_window",
+        "csrc/cuda/attention_call.cuh",
+        "return {right, left, -shift, rows};",
+        "return {left, right, -shift, rows};",
+    ),
+    Mutation("cuda_sign_of_delta", "csrc/cuda/attention_delta.cu", "sum - (gradients", "sum + (gradients"),
+    Mutation(
+        "cuda_heads_of_a_mask",
+        "csrc/cuda/attention_backward_mask.cuh",
+        "(all_heads ? int(attention.heads) : own_head + 1)",
+        "(own_head + 1)",
+    ),
 ]
