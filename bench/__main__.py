@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(arguments)
     try:
-        benchmarks = [registry.load(name) for name in options.operators or registry.names()]
+        benchmarks = [registry.load(name) for name in options.operators or registry.in_order()]
         device = checked_device(options.device)
         chosen = [
             (

@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from fastdl.ops.layout import has_channels_last
+from fastdl.ops.layout import has_channels_last, has_heads_inside
 from fastdl.ops.measured_choices import CHOICES
 
 # Bytes of the input up to which a size is of that class. Launches decide the small ones; what is medium fits into the
@@ -50,9 +50,16 @@ def measured_backends(op: str, dtype: torch.dtype) -> frozenset[str]:
 
 def fastest(op: str, input: Tensor) -> str | None:
     """The backend that was measured fastest for this input on its device; None where nothing was measured."""
-    layout = "channels_last" if has_channels_last(input) else "nchw"
+    layout = layout_of(op, input)
     capability = _capability_of(input.device.index)
     return _fastest(op, capability, input.dtype, layout, size_class(input.numel() * input.element_size()))
+
+
+def layout_of(op: str, input: Tensor) -> str:
+    """The layout by its name in the table: of images, or of a query (N, H, L, E)."""
+    if op == "attention":
+        return "packed" if has_heads_inside(input) else "separate"
+    return "channels_last" if has_channels_last(input) else "nchw"
 
 
 @cache

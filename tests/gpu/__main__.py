@@ -30,7 +30,7 @@ SANITIZER_SECONDS = 110.0
 SANITIZER_ERROR = 97
 BACKENDS = ("triton", "cuda")
 # Files with many rows go to several processes.
-SHARES = {"test_group_norm": 4, "test_batch_norm": 4, "test_conv_norm_act": 2, "test_nonfinite": 2}
+SHARES = {"test_attention": 4, "test_group_norm": 4, "test_batch_norm": 4, "test_conv_norm_act": 2, "test_nonfinite": 2}
 
 
 def main(argv: list[str] | None = None) -> int:

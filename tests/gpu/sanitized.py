@@ -27,7 +27,11 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 
 @dataclass(frozen=True)
 class Call:
-    """One op on one shape; ``layout`` is torch's memory format, ``act_norm`` the second order, with a residual."""
+    """One op on one shape; ``act_norm`` is the second order, with a residual.
+
+    For attention the shape is (N, H, L, E), ``channels_last`` slices of one projection, ``act_norm`` a learned bias in
+    place of the causal mask.
+    """
 
     op: str
     shape: tuple[int, ...]
@@ -46,6 +50,7 @@ class Call:
 SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "group_norm": ((2, 64, 8, 8), (2, 6, 5, 7), (1, 32, 96, 96), (1, 4, 257, 511), (3, 12, 1, 1)),
     "batch_norm": ((4, 32, 8, 8), (3, 6, 5, 7), (16, 8, 64, 64), (9, 12, 1, 1)),
+    "attention": ((2, 3, 65, 64), (1, 2, 5, 7), (1, 1, 300, 80), (2, 2, 1, 16), (1, 1, 200, 128)),
 }
 
 
@@ -57,7 +62,7 @@ def calls() -> Iterator[Call]:
         for shape in shapes:
             for channels_last in (False, True):
                 yield Call(
-                    op, shape, dtypes[number % 3], channels_last, act_norm=op == "batch_norm" and number % 4 == 3
+                    op, shape, dtypes[number % 3], channels_last, act_norm=op != "group_norm" and number % 4 == 3
                 )
                 number += 1
 
@@ -68,6 +73,9 @@ def results(call: Call, device: str) -> list[Tensor]:
 
     def draw(*size: int, dtype: torch.dtype = call.dtype) -> Tensor:
         return torch.randn(size, generator=generator).to(device, dtype)
+
+    if call.op == "attention":
+        return attention_results(call, draw)
 
     def image() -> Tensor:
         values = draw(*call.shape)
@@ -88,6 +96,20 @@ def results(call: Call, device: str) -> list[Tensor]:
         )
     gradients = torch.autograd.grad(output, leaves, grad)
     return [output.detach(), *gradients, *(running if call.op == "batch_norm" else [])]
+
+
+def attention_results(call: Call, draw: Callable[..., Tensor]) -> list[Tensor]:
+    """Output and gradients of query, key and value, and of the bias where there is one."""
+    samples, heads, length, features = call.shape
+    if call.channels_last:
+        slices = draw(samples, length, 3, heads, features).unbind(2)
+        leaves = [part.transpose(1, 2).detach().requires_grad_() for part in slices]
+    else:
+        leaves = [draw(*call.shape).requires_grad_() for _ in range(3)]
+    bias = draw(1, heads, length, length, dtype=torch.float32).requires_grad_() if call.act_norm else None
+    output = fastdl.ops.scaled_dot_product_attention(*leaves, bias, is_causal=bias is None)
+    gradients = torch.autograd.grad(output, leaves if bias is None else [*leaves, bias], draw(*call.shape))
+    return [output.detach(), *gradients]
 
 
 def check(call: Call, backend: str, device: str = "cuda") -> str:
