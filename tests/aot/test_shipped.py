@@ -1,22 +1,12 @@
 """The gate: everything that ships keeps its limits on every architecture, and the table says what it uses."""
 
-from typing import Any
-
 import pytest
 
 from . import table, triton_code
 from .jobs import CUDA, TRITON, Job, jobs, names, obstacle, run, triton_kernels, versions
 
 
-def rows() -> list[Any]:
-    """Attention, whose kernels take longest to compile, is compiled for sm_90 by default and for the others as slow."""
-    return [
-        pytest.param(job, marks=[pytest.mark.slow] * (job.subject.startswith("attention") and job.architecture != 90))
-        for job in jobs()
-    ]
-
-
-@pytest.mark.parametrize("job", rows(), ids=str)
+@pytest.mark.parametrize("job", jobs(), ids=str)
 def test_what_ships_keeps_its_limits(job: Job) -> None:
     if reason := obstacle(job):
         pytest.skip(reason)
