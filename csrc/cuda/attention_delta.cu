@@ -2,17 +2,16 @@
 // which is subtracted from the gradient of each weight (Dao 2023, arXiv:2307.08691, algorithm 2). One warp a query.
 #include "attention_backward.h"
 #include "attention_call.cuh"
+#include "attention_rows.cuh"
 
 namespace fastdl::cuda {
 namespace attention_delta {
 
-inline constexpr int threads = 128;
-
 template <class T>
-__global__ void __launch_bounds__(threads) kernel(const AttentionBackward call, int64_t rows) {
+__global__ void __launch_bounds__(row_threads) kernel(const AttentionBackward call, int64_t rows) {
   const Attention& attention = call.attention;
   const AttentionGradients& gradients = call.gradients;
-  const int64_t row = (call.first_block + blockIdx.x) * (threads / 32) + threadIdx.x / 32;
+  const int64_t row = row_of_warp(call);
   if (row >= rows) return;
   const int lane = int(threadIdx.x % 32);
   const int64_t query = row % attention.length, head = row / attention.length % attention.heads,
@@ -36,26 +35,13 @@ __global__ void __launch_bounds__(threads) kernel(const AttentionBackward call, 
   call.delta[row] = sees_nothing ? 0.0f : sum - (gradients.grad_log_sum.values ? number_of(gradients.grad_log_sum) : 0.0f);
 }
 
-template <class T>
-int launch(AttentionBackward call, void* stream) {
-  const int64_t rows = call.attention.samples * call.attention.heads * call.attention.length;
-  const int64_t blocks = (rows + threads / 32 - 1) / (threads / 32), most = int64_t(1) << 30;
-  for (call.first_block = 0; call.first_block < blocks; call.first_block += most) {
-    const int64_t rest = blocks - call.first_block;
-    const int status = device::launch(kernel<T>, dim3(unsigned(rest < most ? rest : most)), dim3(threads), 0,
-                                      static_cast<device::Stream>(stream), call, rows);
-    if (status != 0) return status;
-  }
-  return 0;
-}
-
 }  // namespace attention_delta
 
 int launch_attention_delta(const AttentionBackward& call, void* stream) {
   switch (call.attention.dtype) {
-    case Dtype::bfloat16: return attention_delta::launch<bfloat16_bits>(call, stream);
-    case Dtype::float16: return attention_delta::launch<half_bits>(call, stream);
-    default: return attention_delta::launch<float>(call, stream);
+    case Dtype::bfloat16: return launch_rows(attention_delta::kernel<bfloat16_bits>, call, stream);
+    case Dtype::float16: return launch_rows(attention_delta::kernel<half_bits>, call, stream);
+    default: return launch_rows(attention_delta::kernel<float>, call, stream);
   }
 }
 

@@ -1,16 +1,14 @@
 // Joins the outputs of blocks that each saw a part of the keys, in their order; one warp a row.
 #include "attention_forward.h"
-#include "device.cuh"
+#include "attention_rows.cuh"
 
 namespace fastdl::cuda {
 namespace attention_merge {
 
-inline constexpr int threads = 128;
-
 template <class T>
-__global__ void __launch_bounds__(threads) kernel(const AttentionForward call, int64_t rows) {
+__global__ void __launch_bounds__(row_threads) kernel(const AttentionForward call, int64_t rows) {
   const Attention& attention = call.attention;
-  const int64_t row = (call.first_block + blockIdx.x) * (threads / 32) + threadIdx.x / 32;
+  const int64_t row = row_of_warp(call);
   if (row >= rows) return;
   const int lane = int(threadIdx.x % 32);
   float most = -INFINITY;
@@ -35,26 +33,13 @@ __global__ void __launch_bounds__(threads) kernel(const AttentionForward call, i
   }
 }
 
-template <class T>
-int launch(AttentionForward call, void* stream) {
-  const int64_t rows = call.attention.samples * call.attention.heads * call.attention.length;
-  const int64_t blocks = (rows + threads / 32 - 1) / (threads / 32), most = int64_t(1) << 30;
-  for (call.first_block = 0; call.first_block < blocks; call.first_block += most) {
-    const int64_t rest = blocks - call.first_block;
-    const int status = device::launch(kernel<T>, dim3(unsigned(rest < most ? rest : most)), dim3(threads), 0,
-                                      static_cast<device::Stream>(stream), call, rows);
-    if (status != 0) return status;
-  }
-  return 0;
-}
-
 }  // namespace attention_merge
 
 int launch_attention_merge(const AttentionForward& call, void* stream) {
   switch (call.attention.dtype) {
-    case Dtype::bfloat16: return attention_merge::launch<device::bfloat16_bits>(call, stream);
-    case Dtype::float16: return attention_merge::launch<device::half_bits>(call, stream);
-    default: return attention_merge::launch<float>(call, stream);
+    case Dtype::bfloat16: return launch_rows(attention_merge::kernel<device::bfloat16_bits>, call, stream);
+    case Dtype::float16: return launch_rows(attention_merge::kernel<device::half_bits>, call, stream);
+    default: return launch_rows(attention_merge::kernel<float>, call, stream);
   }
 }
 

@@ -5,17 +5,13 @@
 #include <limits>
 #include <tuple>
 
+#include "../attention_tensors.h"
 #include "attention.h"
 #include "cuda_tensors.h"
 
 namespace fastdl::cuda {
 namespace attention_ops {
 namespace {
-
-// Positions and windows beyond this mean the same as this, and sums of them do not overflow.
-constexpr int64_t far = int64_t(1) << 60;
-
-int64_t limited(int64_t number) { return std::clamp(number, -far, far); }
 
 AttentionTensor operand_of(const Tensor& tensor) {
   const auto strides = tensor.strides();
@@ -37,25 +33,6 @@ AttentionRowNumbers row_numbers_of(const Tensor& tensor) {
 AttentionIntegers integers_of(const MaybeTensor& tensor) {
   if (!tensor) return {};
   return {tensor->const_data_ptr(), tensor->stride(0), tensor->scalar_type() == ScalarType::Long};
-}
-
-Shape sizes_of(const Tensor& tensor) {
-  const auto sizes = tensor.sizes();
-  return Shape(sizes.begin(), sizes.end());
-}
-
-Tensor make_contiguous(const Shape& sizes, ScalarType dtype, const Tensor& like) {
-  Shape strides(sizes.size(), 1);
-  for (size_t i = sizes.size() - 1; i > 0; --i) strides[i - 1] = strides[i] * std::max<int64_t>(sizes[i], 1);
-  return empty_strided(sizes, strides, dtype, like);
-}
-
-// (N, H, length, features), with the heads inside of the length in memory where `like` has them so.
-Tensor make_with_heads(const Tensor& like, const Shape& sizes) {
-  if (!(like.size(1) > 1 && like.size(2) > 1 && like.stride(1) < like.stride(2)))
-    return make_contiguous(sizes, like.scalar_type(), like);
-  const auto size = [&](int i) { return std::max<int64_t>(sizes[i], 1); };
-  return empty_strided(sizes, {size(1) * size(2) * size(3), size(3), size(1) * size(3), 1}, like.scalar_type(), like);
 }
 
 bool is_on_host(const Tensor& tensor) {
@@ -91,9 +68,9 @@ Attention attention_of(const Arguments& given) {
   call.value = operand_of(given.value);
   call.scale = float(given.scale);
   call.softcap = float(given.softcap);
-  call.window_left = limited(given.window_left);
-  call.window_right = limited(given.window_right);
-  call.offset = limited(given.offset);
+  call.window_left = limited_position(given.window_left);
+  call.window_right = limited_position(given.window_right);
+  call.offset = limited_position(given.offset);
   if (given.mask) {
     call.mask = operand_of(*given.mask);
     if (given.mask->size(3) == 1) call.mask.column = 0;
@@ -131,8 +108,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const
   const CurrentDevice place(query);
   const Attention call = attention_of({query, key, value, mask, query_offset, starts_q, starts_k, seed, scale, softcap, window_left,
                                        window_right, offset, dropout_p, longest_query, longest_key});
-  Tensor output = make_with_heads(query, {call.samples, call.heads, call.length, call.value_features});
-  Tensor log_sum = make_contiguous({call.samples, call.heads, call.length}, ScalarType::Float, query);
+  const Shape sizes{call.samples, call.heads, call.length, call.value_features}, rows{call.samples, call.heads, call.length};
+  Tensor output = empty_strided(sizes, strides_with_heads(query, sizes), query.scalar_type(), query);
+  Tensor log_sum = empty_strided(rows, contiguous_strides(rows), ScalarType::Float, query);
   if (starts_q) {  // some queries may be in no sequence
     torch::stable::zero_(output);
     torch::stable::fill_(log_sum, -std::numeric_limits<double>::infinity());
@@ -161,25 +139,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_output, c
   gradients.log_sum = row_numbers_of(log_sum);
   if (grad_log_sum) gradients.grad_log_sum = row_numbers_of(*grad_log_sum);
 
-  Tensor results[4];
-  const Tensor* like[3] = {&query, &key, &value};
-  AttentionTensor* operands[4] = {&gradients.query, &gradients.key, &gradients.value, &gradients.mask};
+  auto [grad_query, grad_key, grad_value] = make_gradients(query, key, value, needs, [&](const Shape& sizes, const Shape& strides) {
+    return empty_strided(sizes, strides, query.scalar_type(), query);
+  });
+  Tensor grad_mask;
+  const bool by_mask = needs[3] && mask && call.mask_type != AttentionMask::boolean;
+  if (by_mask) grad_mask = empty_strided(sizes_of(*mask), contiguous_strides(sizes_of(*mask)), mask->scalar_type(), query);
   const bool computed = call.samples * call.heads * call.length * call.keys > 0;
+  Tensor* const results[4] = {&grad_query, &grad_key, &grad_value, &grad_mask};
+  AttentionTensor* const operands[4] = {&gradients.query, &gradients.key, &gradients.value, &gradients.mask};
   bool wanted = false;
   for (int i = 0; i < 4; ++i) {
-    if (!needs[i] || (i == 3 && (!mask || call.mask_type == AttentionMask::boolean))) continue;
-    results[i] =
-        i < 3 ? make_with_heads(*like[i], sizes_of(*like[i])) : make_contiguous(sizes_of(*mask), mask->scalar_type(), query);
+    if (!(i < 3 ? needs[i] : by_mask)) continue;
     // What is in no sequence has no block.
-    if (!computed || (starts_q && i < 3)) torch::stable::zero_(results[i]);
-    *operands[i] = operand_of(results[i]);
+    if (!computed || (starts_q && i < 3)) torch::stable::zero_(*results[i]);
+    *operands[i] = operand_of(*results[i]);
     wanted = true;
   }
   if (computed && wanted) {
     const Tensor workspace = make_workspace(attention_backward_workspace(call, gradients), query);
     check(attention_backward(call, gradients, address(workspace), place.stream), "attention's backward");
   }
-  return {results[0], results[1], results[2], results[3]};
+  return {grad_query, grad_key, grad_value, grad_mask};
 }
 
 }  // namespace
@@ -187,15 +168,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_output, c
 }  // namespace fastdl::cuda
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastdl_cuda, library) {
-  library.def(
-      "attention_forward(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? query_offset, Tensor? cu_seqlens_q, "
-      "Tensor? cu_seqlens_k, Tensor? seed, float scale, float softcap, int window_left, int window_right, int offset, "
-      "float dropout_p, int max_seqlen_q, int max_seqlen_k) -> (Tensor, Tensor)");
-  library.def(
-      "attention_backward(Tensor grad_output, Tensor? grad_log_sum, Tensor query, Tensor key, Tensor value, Tensor? attn_mask, "
-      "Tensor? query_offset, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? seed, Tensor output, Tensor log_sum, float scale, "
-      "float softcap, int window_left, int window_right, int offset, float dropout_p, int max_seqlen_q, int max_seqlen_k, "
-      "bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def(fastdl::attention_forward_schema);
+  library.def(fastdl::attention_backward_schema);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdl_cuda, CUDA, library) {
