@@ -62,6 +62,6 @@ def make_operands(benchmark: Benchmark, case: Case, device: torch.device, sets: 
         return benchmark.arrange(case, values.to(DTYPES[case.dtype]))
 
     first_input, first_grad = draw(), draw()
-    inputs = [first_input, *(first_input.clone() for _ in range(sets - 1))]
+    inputs = [first_input, *(benchmark.arrange(case, first_input.clone()) for _ in range(sets - 1))]
     grads = [first_grad, *(first_grad.clone() for _ in range(sets - 1))]
     return Operands([x.requires_grad_() for x in inputs], grads, benchmark.parameters(case, device))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdl.ops import attention_arguments as arguments
-from fastdl.ops.layout import empty_with_heads
+from fastdl.ops.layout import empty_with_heads, has_heads_inside
 from fastdl.ops.operator import FusedOperator
 from fastdl.reference.attention import attention
 
@@ -152,6 +152,10 @@ def _gradient_like(tensor: Tensor, query: Tensor) -> Tensor:
     return empty_with_heads(tensor, tuple(tensor.shape))
 
 
+def _layout_of(query: Tensor) -> str:
+    return "packed" if has_heads_inside(query) else "separate"
+
+
 def _reference(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     # Its products are in float32 on purpose, which autocast would undo.
     with torch.autocast(query.device.type, enabled=False):
@@ -169,6 +173,6 @@ ATTENTION = FusedOperator(
     empty_statistics=_empty_log_sums,
     output_like=_empty_output,
     gradient_like=_gradient_like,
-    keeps_output=True,
     differentiable_statistics=True,
+    layout_of=_layout_of,
 )

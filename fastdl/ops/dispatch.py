@@ -127,9 +127,6 @@ NAMES = ("auto", "reference", *BACKENDS)
 # nothing was measured; see `fastdl.ops.measured`.
 PREFERENCES: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 
-# Behind the gradients that came, which are one a differentiable output.
-_POSITION_OF_INPUT_IN_BACKWARD = {"attention": 2}
-
 # What `choose` answers where a measurement favours another backend than the usual one: each call is then looked up.
 BY_MEASUREMENT = "measured"
 
@@ -215,16 +212,22 @@ def _by_measurement(op: str) -> Implementation:
 
     Forward and backward of a call have the same input, and so the same backend.
     """
+    from fastdl.ops import OPERATORS
+
     order = [name for name in PREFERENCES["cuda"] if status(name).available]
     kernels = {name: implementation(op, name) for name in order}
     usual = kernels[order[0]]
+    operator = OPERATORS[op]
+
+    def serving(input: torch.Tensor) -> Implementation:
+        return kernels.get(measured.fastest(op, input, operator.layout_of(input)) or "", usual)
 
     def forward(input: torch.Tensor, *arguments: Any) -> Any:
-        return kernels.get(measured.fastest(op, input) or "", usual).forward(input, *arguments)
+        return serving(input).forward(input, *arguments)
 
     def backward(*arguments: Any) -> Any:
-        input = arguments[_POSITION_OF_INPUT_IN_BACKWARD.get(op, 1)]
-        return kernels.get(measured.fastest(op, input) or "", usual).backward(*arguments)
+        # The input comes behind the gradients, one a differentiable output.
+        return serving(arguments[1 + operator.differentiable_statistics]).backward(*arguments)
 
     return Implementation(forward, backward, BY_MEASUREMENT, usual.update_running_statistics)
 

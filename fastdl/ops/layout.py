@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Of (N, H, L, E): told once, beside the kernels that allocate by it.
+from fastdl.kernels.attention_layout import empty_with_heads as empty_with_heads
+from fastdl.kernels.attention_layout import has_heads_inside as has_heads_inside
+
 
 def output_like(input: Tensor) -> Tensor:
     """An uninitialised tensor of the input's shape, dtype and device, in the layout of every backend's output."""
@@ -41,18 +45,6 @@ def gradient_like_input(tensor: Tensor, input: Tensor) -> Tensor:
     return output_like(input if tensor.ndim == input.ndim else tensor).to(tensor.dtype)
 
 
-def empty_with_heads(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """An uninitialised (N, H, L, E) with the heads inside of the length in memory where ``like`` has them so.
-
-    (N, L, H, E) in memory is what a projection gives and what the next one takes: splitting and merging heads are views
-    then.
-    """
-    if not has_heads_inside(like):
-        return torch.empty(shape, dtype=like.dtype, device=like.device)
-    samples, heads, length, features = shape
-    return torch.empty((samples, length, heads, features), dtype=like.dtype, device=like.device).transpose(1, 2)
-
-
-def has_heads_inside(tensor: Tensor) -> bool:
-    """Whether a step to the next head of (N, H, L, E) is shorter than one along the length."""
-    return tensor.shape[1] > 1 and tensor.shape[2] > 1 and tensor.stride(1) < tensor.stride(2)
+def image_layout(input: Tensor) -> str:
+    """``channels_last`` or ``nchw``, as tables of measurements call it."""
+    return "channels_last" if has_channels_last(input) else "nchw"

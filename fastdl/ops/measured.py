@@ -11,7 +11,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from fastdl.ops.layout import has_channels_last, has_heads_inside
 from fastdl.ops.measured_choices import CHOICES
 
 # Bytes of the input up to which a size is of that class. Launches decide the small ones; what is medium fits into the
@@ -48,18 +47,13 @@ def measured_backends(op: str, dtype: torch.dtype) -> frozenset[str]:
     return frozenset(backend for row, backend in CHOICES.get(op, {}).items() if row.startswith(beginnings))
 
 
-def fastest(op: str, input: Tensor) -> str | None:
-    """The backend that was measured fastest for this input on its device; None where nothing was measured."""
-    layout = layout_of(op, input)
+def fastest(op: str, input: Tensor, layout: str) -> str | None:
+    """The backend that was measured fastest for this input, whose layout has this name, on its device.
+
+    None where nothing was measured.
+    """
     capability = _capability_of(input.device.index)
     return _fastest(op, capability, input.dtype, layout, size_class(input.numel() * input.element_size()))
-
-
-def layout_of(op: str, input: Tensor) -> str:
-    """The layout by its name in the table: of images, or of a query (N, H, L, E)."""
-    if op == "attention":
-        return "packed" if has_heads_inside(input) else "separate"
-    return "channels_last" if has_channels_last(input) else "nchw"
 
 
 @cache

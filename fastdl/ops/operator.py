@@ -22,7 +22,7 @@ from torch._functorch.utils import unwrap_dead_wrappers
 
 from fastdl.ops import dispatch
 from fastdl.ops.eager import Observer, eager_apply
-from fastdl.ops.layout import gradient_like_input, output_like_input
+from fastdl.ops.layout import gradient_like_input, image_layout, output_like_input
 from fastdl.ops.traced import register_ops
 from fastdl.ops.transformed import transformed_function
 
@@ -42,9 +42,9 @@ class FusedOperator:
         empty_statistics: statistics of the right shape and dtype with no values, from fake tensors.
         output_like: an uninitialised output from the tensors, and gradient_like: an uninitialised gradient from its own
             tensor and the first one, both in the layout of every backend's.
-        keeps_output: whether backward is given the output too, before the statistics.
         differentiable_statistics: whether the statistics have a gradient: the op then returns them beside its output,
-            and backward is given their gradient, or None, after the output's.
+            and backward is given their gradient, or None, after the output's, and the output before the statistics.
+        layout_of: the name of the input's layout in the table of what was measured on GPUs.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class FusedOperator:
         empty_statistics: Callable[..., Tensor],
         output_like: Callable[..., Tensor] = output_like_input,
         gradient_like: Callable[[Tensor, Tensor], Tensor] = gradient_like_input,
-        keeps_output: bool = False,
         differentiable_statistics: bool = False,
+        layout_of: Callable[[Tensor], str] = image_layout,
     ) -> None:
         self.name = name
         self.count = tensors.count("Tensor")
@@ -68,8 +68,8 @@ class FusedOperator:
         self.empty_statistics = empty_statistics
         self.output_like = output_like
         self.gradient_like = gradient_like
-        self.keeps_output = keeps_output
         self.differentiable_statistics = differentiable_statistics
+        self.layout_of = layout_of
         self.apply_eager = eager_apply(self)
         self.transformed_function = transformed_function(self)
         self.forward_op, self.backward_op = register_ops(self, tensors, statics)

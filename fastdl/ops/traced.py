@@ -30,7 +30,7 @@ def register_ops(op: FusedOperator, tensors: str, statics: str) -> tuple[Any, An
         schema=f"({tensors}, {statics}, str backend) -> (Tensor, Tensor)",
     )
     grad_statistics = ", Tensor? grad_statistics" if op.differentiable_statistics else ""
-    kept = ", Tensor output" if op.keeps_output else ""
+    kept = ", Tensor output" if op.differentiable_statistics else ""
     backward = torch.library.custom_op(
         f"fastdl::{op.name}_backward",
         partial(_run_backward, op),
@@ -75,7 +75,7 @@ class BackwardArguments:
 def _take_apart(op: FusedOperator, arguments: Sequence[Any]) -> BackwardArguments:
     first = 2 if op.differentiable_statistics else 1
     after = first + op.count
-    last = after + (2 if op.keeps_output else 1)
+    last = after + (2 if op.differentiable_statistics else 1)
     return BackwardArguments(
         tuple(arguments[:first]), tuple(arguments[first:after]), tuple(arguments[after:last]),
         tuple(arguments[last:-2]), arguments[-2], arguments[-1],
@@ -139,7 +139,7 @@ def _save_for_backward(op: FusedOperator, ctx: Any, inputs: tuple[Any, ...], out
     if not op.differentiable_statistics:
         ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[: op.count], *(output if op.keeps_output else output[1:]))
+    ctx.save_for_backward(*inputs[: op.count], *(output if op.differentiable_statistics else output[1:]))
     ctx.statics, ctx.request = inputs[op.count : -1], inputs[-1]
 
 
