@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 
 # The tests choose their backends themselves.
 os.environ.pop("FASTDL_BACKEND", None)
@@ -33,6 +34,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For small networks: more threads are no faster, and much slower where another process wants the same cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=["reference", "cpu"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each of the backends for tensors on the CPU in turn, asked for."""
+    import fastdl
+    from tests.support.backends import BACKENDS_UNDER_TEST
+
+    BACKENDS_UNDER_TEST[request.param].device()
+    with fastdl.use_backend(request.param):
+        yield request.param
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,30 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import fastdl
 from fastdl.models import MODELS, build_model, initialize_weights
 from fastdl.models.vit import VisionTransformer, vision_transformer
 from fastdl.models.vit_embedding import LearnedPositions, PatchEmbedding, SinusoidalPositions, resample_positions
 from fastdl.models.vit_encoder import StochasticDepth
 from fastdl.nn import heads
 from tests.models.plain_vit import HEADS, IMAGE, PATCH, SIZES, WIDTH, random_parameters
-from tests.support.backends import BACKENDS_UNDER_TEST
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are no faster with more, and much slower where another process wants the same cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(params=["reference", "cpu"], autouse=True)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    BACKENDS_UNDER_TEST[request.param].device()
-    with fastdl.use_backend(request.param):
-        yield request.param
+pytestmark = pytest.mark.usefixtures("one_thread", "backend")
 
 
 def images(height: int = IMAGE, width: int | None = None, count: int = 2) -> Tensor:

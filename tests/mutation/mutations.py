@@ -239,6 +239,33 @@ MUTATIONS = [
         "if (!single && before != A(1)) scale_row",
         "if (false) scale_row",
     ),
+    Mutation(
+        "hidden_gradients_of_a_mask",
+        "csrc/cpu/attention_backward.h",
+        "writes_mask() && (call.window_left >= 0 || call.window_right >= 0)",
+        "false",
+    ),
+    Mutation(
+        "unscaled_gradient_of_query",
+        "csrc/cpu/attention_backward.h",
+        "keys.columns, call.features, A(call.scale));",
+        "keys.columns, call.features, A(1));",
+    ),
+    Mutation(
+        "mask_gradient_of_first_sample", "csrc/cpu/attention_mask_gradient.h", "Range{0, call.samples};", "Range{0, 1};"
+    ),
+    Mutation(
+        "packing_of_another_row",
+        "csrc/cpu/matrix_pack.h",
+        "rows[i] = from.contiguous(r + i, columns, scratch[i]);",
+        "rows[i] = from.contiguous(r, columns, scratch[i]);",
+    ),
+    Mutation(
+        "packed_gradients_in_another_order",
+        "csrc/attention_tensors.h",
+        "strides.data(), i * row, &handle",
+        "strides.data(), (2 - i) * row, &handle",
+    ),
     # attention in Triton
     Mutation(
         "triton_cap_without_slope",
@@ -274,6 +301,30 @@ MUTATIONS = [
         "kernels/attention_short.py",
         "                        d -= tl.load(grad_log_sum + place",
         "                        d -= 0 * tl.load(grad_log_sum + place",
+    ),
+    Mutation(
+        "triton_merge_without_shrinking",
+        "kernels/attention_forward.py",
+        "merged = merged * shrunk[:, None] + part",
+        "merged = merged + part",
+    ),
+    Mutation(
+        "triton_mask_gradient_of_first_head",
+        "kernels/attention_mask.py",
+        "head = (own_head + outer % shared_heads)",
+        "head = (own_head + outer * 0)",
+    ),
+    Mutation(
+        "triton_sums_of_one_chunk",
+        "kernels/attention_mask.py",
+        "total += tl.load(partial + chunk *",
+        "total += tl.load(partial + 0 *",
+    ),
+    Mutation(
+        "triton_delta_of_another_row",
+        "kernels/attention_backward.py",
+        "tl.store(delta + at, found",
+        "tl.store(delta + at, found * 0.5",
     ),
     # attention in CUDA C++
     Mutation(

@@ -37,12 +37,15 @@ SUITES = (
     Suite("kernels/attention", ("tests/interpreter/test_interpreter.py", "-k", "attention")),
     Suite("kernels/philox", ("tests/interpreter/test_interpreter.py", "-k", "attention")),
     Suite("csrc/cuda/attention", ("tests/simt/test_attention.py",)),
-    Suite(
-        "csrc/cpu/attention",
-        (*(f"tests/ops/test_{name}.py" for name in ON_THE_CPU_OF_ATTENTION), "-k", "cpu and not reference"),
-        needs_cpu_library=True,
+    *(
+        Suite(
+            beginning,
+            (*(f"tests/ops/test_{name}.py" for name in ON_THE_CPU_OF_ATTENTION), "-k", "cpu and not reference"),
+            needs_cpu_library=True,
+        )
+        for beginning in ("csrc/cpu/attention", "csrc/cpu/matrix", "csrc/attention")
     ),
-    Suite("kernels/", ("tests/interpreter/test_interpreter.py", "-k", "every_path")),
+    Suite("kernels/", ("tests/interpreter/test_interpreter.py", "-k", "every_path and not attention")),
     Suite("csrc/cuda/", ("tests/simt/test_group_norm.py", "tests/simt/test_batch_norm.py")),
     Suite(
         "csrc/",

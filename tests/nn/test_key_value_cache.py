@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import fastdl
 from fastdl.nn import KeyValueCache, MultiheadAttention
-from tests.support.backends import BACKENDS_UNDER_TEST
+
+pytestmark = pytest.mark.usefixtures("one_thread", "backend")
 
 N, D, H = 3, 12, 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are no faster with more, and much slower where another process wants the same cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(params=["reference", "cpu"], autouse=True)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    BACKENDS_UNDER_TEST[request.param].device()
-    with fastdl.use_backend(request.param):
-        yield request.param
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

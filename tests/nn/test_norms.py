@@ -12,22 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import fastdl
 from fastdl import nn
-from tests.support.backends import BACKENDS_UNDER_TEST
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 Make = Callable[..., torch.nn.Module]
 PAIRS: dict[str, tuple[Make, Make]] = {
     "group_norm": (lambda **o: nn.GroupNorm(3, 6, **o), lambda **o: torch.nn.GroupNorm(3, 6, **o)),
     "batch_norm": (lambda **o: nn.BatchNorm2d(6, **o), lambda **o: torch.nn.BatchNorm2d(6, **o)),
 }
-
-
-@pytest.fixture(params=["reference", "cpu"], autouse=True)
-def backend(request: pytest.FixtureRequest):
-    BACKENDS_UNDER_TEST[request.param].device()
-    with fastdl.use_backend(request.param):
-        yield request.param
 
 
 def filled(module: torch.nn.Module) -> torch.nn.Module:

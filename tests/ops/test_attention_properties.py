@@ -169,6 +169,22 @@ def test_a_packed_projection_is_read_and_written_in_place(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", KERNELS)
+def test_the_gradients_of_a_packed_projection_are_slices_of_one_tensor(backend: str) -> None:
+    """So that whoever took the projection apart has its gradient without putting anything together."""
+    device = BACKENDS_UNDER_TEST[backend].device()
+    projection = torch.randn(2, 5, 3, 4, 8, device=device)
+    slices = [part.transpose(1, 2).detach().requires_grad_() for part in projection.unbind(2)]
+    with fastdl.use_backend(backend):
+        output = scaled_dot_product_attention(*slices)
+        gradients = torch.autograd.grad(output.sum(), slices)
+    assert {gradient.untyped_storage().data_ptr() for gradient in gradients} == {
+        gradients[0].untyped_storage().data_ptr()
+    }
+    assert [gradient.stride() for gradient in gradients] == [part.stride() for part in slices]
+    assert [gradient.storage_offset() for gradient in gradients] == [0, 32, 64]
+
+
+@pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("layout", ["contiguous", "heads_inside", "packed"])
 def test_output_and_gradients_keep_the_memory_order(layout: str, backend: str) -> None:
     device = BACKENDS_UNDER_TEST[backend].device()

@@ -11,17 +11,7 @@ from torch.utils.checkpoint import checkpoint
 import fastdl
 from fastdl import nn
 from fastdl.ops import batch_norm, conv_norm_act, group_norm
-from tests.support.backends import BACKENDS_UNDER_TEST
 from tests.support.measure import saved_bytes
-
-ON_CPU = ["reference", "cpu"]
-
-
-@pytest.fixture(params=ON_CPU)
-def backend(request: pytest.FixtureRequest):
-    BACKENDS_UNDER_TEST[request.param].device()
-    with fastdl.use_backend(request.param):
-        yield request.param
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,16 +18,9 @@ from fastdl.recipes import vit
 from fastdl.recipes.trained import load_trained
 from fastdl.recipes.vit_picture import explain
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = ["--dataset", "digits", "--epochs", "2", "--width", "16", "--depth", "2", "--backend", "reference"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are no faster with more, and much slower where another process wants the same cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -96,6 +96,11 @@ MASK_CASES = (
     Case("mask_causal", (2, 3, 19, 8), mask="bool", mask_shape="NS", is_causal=True),
     Case("mask_additive_causal", (2, 3, 19, 8), mask="additive", mask_shape="HLS", is_causal=True),
     Case("mask_additive_window", (2, 2, 40, 8), mask="additive", mask_shape="LS", window=(4, 7)),
+    # A gradient for each weight: what the window hides must be written too, as zeros.
+    Case("mask_full_causal", (2, 3, 19, 8), mask="additive", is_causal=True),
+    Case("mask_full_window", (2, 2, 40, 8), keys=33, mask="additive", window=(3, 2), query_offset=-5),
+    Case("mask_full_softcap", (2, 2, 19, 8), mask="additive", softcap=1.5, is_causal=True),
+    Case("mask_full_grouped", (2, 4, 19, 8), key_heads=2, mask="additive", is_causal=True),
     Case("mask_of_blocks", (1, 2, 140, 16), keys=150, mask="bool", mask_shape="LS"),
     Case("mask_additive_of_blocks", (2, 2, 140, 16), keys=150, mask="additive", mask_shape="HLS"),
     Case("mask_packed", (2, 3, 33, 16), layout="packed", mask="additive", mask_shape="NS"),
