@@ -13,6 +13,7 @@ from torch import Tensor
 from fastdl.kernels import attention_plan as plan
 from fastdl.kernels.attention_backward import attend_backward, attend_delta
 from fastdl.kernels.attention_call import Call, blocks_of, log_sums_like
+from fastdl.kernels.attention_descriptors import can_describe, describe
 from fastdl.kernels.attention_forward import attend_forward, merge_splits
 from fastdl.kernels.attention_layout import (
     Operand,
@@ -84,20 +85,27 @@ def _forward(call: Call, output: Tensor, log_sum: Tensor) -> None:
         into = torch.empty((splits, *output.shape), dtype=torch.float32, device=output.device)
         sums = torch.empty((splits, *log_sum.shape), dtype=torch.float32, device=output.device)
     seed, seed_low, seed_high = call.seeds
+    described = chosen.described and can_describe(call.k) and can_describe(call.v)
+    key: Any = call.k.tensor
+    value: Any = call.v.tensor
+    constants = call.constants()
+    if described:
+        key = describe(call.k, tile.columns, constants["FEATURE_BLOCK"])
+        value = describe(call.v, tile.columns, constants["VALUE_BLOCK"])
+        tile = tile._replace(edge=tile.columns)
     launch(
         attend_forward, blocks * heads // packed * problem.samples * splits,
-        call.q.tensor, call.k.tensor, call.v.tensor, into, sums, call.mask.tensor, *call.indices, seed,
+        call.q.tensor, key, value, into, sums, call.mask.tensor, *call.indices, seed,
         *steps(unit, call.q, call.k, call.v, written), *call.mask.strides,
         blocks, problem.samples, heads, total, call.key.shape[2], *call.window, *call.scores, call.dropped,
         call.kept_scale, seed_low, seed_high, splits,
         ROWS=tile.rows, COLUMNS=tile.columns, EDGE_COLUMNS=tile.edge, PACKED=chosen.packed, SPLIT=splits > 1,
         UNIT=unit, WIDE=call.wide, KEY_TAIL=call.varlen or problem.keys % tile.columns != 0,
-        EDGES=tile.edges, INTERIOR=tile.interior, warps=tile.warps, stages=tile.stages,
-        **call.constants(),
+        EDGES=tile.edges, INTERIOR=tile.interior, DESCRIBED=described, warps=tile.warps, stages=tile.stages,
+        **constants,
     )  # fmt: skip
     if splits > 1:
         rows = 16
-        constants = call.constants()
         launch(
             merge_splits, blocks_of(log_sum.numel(), rows), into, sums, output, log_sum, *steps(unit, written), heads,
             total, log_sum.numel(), splits, ROWS=rows, VALUES=constants["VALUES"],
@@ -247,13 +255,27 @@ def _general(
     unit = unit_of(grad.tensor.element_size(), (call.q, call.k, call.v, given, grad, dq, dk, dv))
     # What a launch leaves out is no reason to compile it anew.
     keys, queries = keys if of_keys else queries, queries if of_queries else keys
+    constants = call.constants()
+    q: Any = call.q.tensor
+    k: Any = call.k.tensor
+    v: Any = call.v.tensor
+    g: Any = grad.tensor
+    # What the loop goes over is described; such a launch has one of the two shares.
+    looped = (call.q, grad) if of_keys else (call.k, call.v)
+    described = chosen.described and all(map(can_describe, looped))
+    if described:
+        width = keys.rows if of_keys else queries.columns
+        keys, queries = keys._replace(edge=width), queries._replace(edge=width)
+        first = describe(looped[0], width, constants["FEATURE_BLOCK"])
+        second = describe(looped[1], width, constants["VALUE_BLOCK"])
+        q, g, k, v = (first, second, k, v) if of_keys else (q, g, first, second)
     column_blocks = blocks_of(problem.keys, keys.columns) if of_keys else 0
     row_blocks = blocks_of(problem.length, queries.rows) if of_queries else 0
     programs = problem.samples * (column_blocks * problem.key_heads + row_blocks * problem.heads)
     seed, seed_low, seed_high = call.seeds
     launch(
         attend_backward, programs,
-        call.q.tensor, call.k.tensor, call.v.tensor, given.tensor if delta is None else None, grad.tensor, log_sum,
+        q, k, v, given.tensor if delta is None else None, g, log_sum,
         delta, grad_log_sum if delta is None else None, dq.tensor if of_queries else None,
         dk.tensor if of_keys else None, dv.tensor if of_keys else None, call.mask.tensor, *call.indices, seed,
         *steps(unit, call.q, call.k, call.v, given, grad), *call.mask.strides, *steps(unit, dq, dk, dv),
@@ -264,7 +286,7 @@ def _general(
         WIDE=call.wide or is_wide((given, grad)),
         KEY_TAIL=call.varlen or problem.keys % max(keys.columns, queries.columns) != 0,
         EDGES=keys.edges, INTERIOR=keys.interior, QUERY_EDGES=queries.edges, QUERY_INTERIOR=queries.interior,
-        warps=keys.warps, stages=keys.stages, **call.constants(),
+        DESCRIBED=described, warps=keys.warps, stages=keys.stages, **constants,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fastdl.kernels.attention_descriptors import head_of, load_head_rows
 from fastdl.kernels.attention_scores import (
     limits_of_sample,
     load_log_sums,
@@ -104,9 +105,11 @@ def gradients_of_keys(
     GROUP: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr, KEY_TAIL: tl.constexpr,
     EDGES: tl.constexpr, INTERIOR: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, CAPPED: tl.constexpr,
     MASK: tl.constexpr, MASK_COLUMNS: tl.constexpr, MASK_UNIT: tl.constexpr, DROPOUT: tl.constexpr,
+    DESCRIBED: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of a block of keys: a sum over the queries that see it, of all heads that share the key."""
-    NATURAL: tl.constexpr = query.dtype.element_ty == tl.float32
+    dtype: tl.constexpr = key.dtype.element_ty
+    NATURAL: tl.constexpr = dtype == tl.float32
     first_query, rows = sequence_of(starts_q, sample, length)
     first_key, columns = sequence_of(starts_k, sample, keys)
     first = block * COLUMNS
@@ -144,8 +147,12 @@ def gradients_of_keys(
                         head = key_head * GROUP + step % GROUP
                         index = step // GROUP
                     wide_head = head.to(tl.int64)
-                    q_base = query + (wide_sample * q_sample + wide_head * q_head + first_query * q_row) * UNIT
-                    g_base = grad + (wide_sample * g_sample + wide_head * g_head + first_query * g_row) * UNIT
+                    q_base = head_of(
+                        query, wide_sample, wide_head, first_query, q_sample, q_head, q_row, UNIT, DESCRIBED
+                    )
+                    g_base = head_of(
+                        grad, wide_sample, wide_head, first_query, g_sample, g_head, g_row, UNIT, DESCRIBED
+                    )
                     o_base = output
                     if delta is None:
                         o_base = output + (wide_sample * o_sample + wide_head * o_head + first_query * o_row) * UNIT
@@ -155,13 +162,13 @@ def gradients_of_keys(
                     else:
                         start = (full_begin + index) * ROWS
                     row = start + tl.arange(0, EDGE_ROWS if stage == 0 else ROWS)
-                    q = load_rows(
-                        q_base, start, rows, q_row, EDGE_ROWS if stage == 0 else ROWS, FEATURES, FEATURE_BLOCK,
-                        UNIT, WIDE, stage == 0,
+                    q = load_head_rows(
+                        q_base, sample, head, start, rows, q_row, EDGE_ROWS if stage == 0 else ROWS, FEATURES,
+                        FEATURE_BLOCK, UNIT, WIDE, stage == 0, DESCRIBED,
                     )  # fmt: skip
-                    g = load_rows(
-                        g_base, start, rows, g_row, EDGE_ROWS if stage == 0 else ROWS, VALUES, VALUE_BLOCK,
-                        UNIT, WIDE, stage == 0,
+                    g = load_head_rows(
+                        g_base, sample, head, start, rows, g_row, EDGE_ROWS if stage == 0 else ROWS, VALUES,
+                        VALUE_BLOCK, UNIT, WIDE, stage == 0, DESCRIBED,
                     )  # fmt: skip
                     sums, d = statistics_of_rows(
                         log_sum, delta, grad_log_sum, o_base, g, o_row, place + start, start, rows,
@@ -189,11 +196,11 @@ def gradients_of_keys(
                         )  # fmt: skip
                         given = tl.where(keep, weights, 0.0)
                         dp = tl.where(keep, dp * kept_scale, 0.0)
-                    gradient_of_v = product(rounded(given, grad), g, gradient_of_v)
+                    gradient_of_v = product(rounded(given, dtype), g, gradient_of_v)
                     ds = weights * (dp - d[None, :])
                     if CAPPED:
                         ds *= 1.0 - tangent * tangent
-                    gradient_of_k = product(rounded(ds, query), q, gradient_of_k)
+                    gradient_of_k = product(rounded(ds, dtype), q, gradient_of_k)
         if DROPOUT:
             gradient_of_v *= kept_scale
         wide_head = key_head.to(tl.int64)
@@ -216,9 +223,11 @@ def gradients_of_queries(
     GROUP: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr, KEY_TAIL: tl.constexpr,
     EDGES: tl.constexpr, INTERIOR: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, CAPPED: tl.constexpr,
     MASK: tl.constexpr, MASK_COLUMNS: tl.constexpr, MASK_UNIT: tl.constexpr, DROPOUT: tl.constexpr,
+    DESCRIBED: tl.constexpr,
 ):  # fmt: skip
     """dQ of a block of queries: a sum over the keys that it sees."""
-    NATURAL: tl.constexpr = query.dtype.element_ty == tl.float32
+    dtype: tl.constexpr = query.dtype.element_ty
+    NATURAL: tl.constexpr = dtype == tl.float32
     first_query, rows = sequence_of(starts_q, sample, length)
     first_key, columns = sequence_of(starts_k, sample, keys)
     first = block * ROWS
@@ -232,30 +241,17 @@ def gradients_of_queries(
         key_head = wide_head // GROUP
         query += (wide_sample * q_sample + wide_head * q_head + first_query * q_row) * UNIT
         grad += (wide_sample * g_sample + wide_head * g_head + first_query * g_row) * UNIT
-        key += (wide_sample * k_sample + key_head * k_head + first_key * k_row) * UNIT
-        value += (wide_sample * v_sample + key_head * v_head + first_key * v_row) * UNIT
+        key = head_of(key, wide_sample, key_head, first_key, k_sample, k_head, k_row, UNIT, DESCRIBED)
+        value = head_of(value, wide_sample, key_head, first_key, v_sample, v_head, v_row, UNIT, DESCRIBED)
         if delta is None:
             output += (wide_sample * o_sample + wide_head * o_head + first_query * o_row) * UNIT
         q = load_rows(query, first, rows, q_row, ROWS, FEATURES, FEATURE_BLOCK, UNIT, WIDE, True)
         g = load_rows(grad, first, rows, g_row, ROWS, VALUES, VALUE_BLOCK, UNIT, WIDE, True)
         place = (wide_sample * heads + wide_head) * length + first_query + first
         sums, d = statistics_of_rows(
-            log_sum,
-            delta,
-            grad_log_sum,
-            output,
-            g,
-            o_row,
-            place,
-            first,
-            rows,
-            ROWS,
-            VALUES,
-            VALUE_BLOCK,
-            UNIT,
-            WIDE,
+            log_sum, delta, grad_log_sum, output, g, o_row, place, first, rows, ROWS, VALUES, VALUE_BLOCK, UNIT, WIDE,
             NATURAL,
-        )
+        )  # fmt: skip
         row = first + tl.arange(0, ROWS)
         mask_rows = tl.minimum(row, rows - 1).to(tl.int64) * mask_row
         mask_rows = ((mask_rows + mask_start + wide_head * mask_head) * MASK_UNIT)[:, None]
@@ -276,13 +272,13 @@ def gradients_of_queries(
                     else:
                         start = (full_begin + index) * COLUMNS
                     column = (start + tl.arange(0, EDGE_COLUMNS if stage == 0 else COLUMNS))[None, :]
-                    k = load_rows(
-                        key, start, columns, k_row, EDGE_COLUMNS if stage == 0 else COLUMNS, FEATURES, FEATURE_BLOCK,
-                        UNIT, WIDE, stage == 0,
+                    k = load_head_rows(
+                        key, sample, key_head, start, columns, k_row, EDGE_COLUMNS if stage == 0 else COLUMNS,
+                        FEATURES, FEATURE_BLOCK, UNIT, WIDE, stage == 0, DESCRIBED,
                     )  # fmt: skip
-                    v = load_rows(
-                        value, start, columns, v_row, EDGE_COLUMNS if stage == 0 else COLUMNS, VALUES, VALUE_BLOCK,
-                        UNIT, WIDE, stage == 0,
+                    v = load_head_rows(
+                        value, sample, key_head, start, columns, v_row, EDGE_COLUMNS if stage == 0 else COLUMNS,
+                        VALUES, VALUE_BLOCK, UNIT, WIDE, stage == 0, DESCRIBED,
                     )  # fmt: skip
                     products = product(
                         q, tl.trans(k), tl.zeros([ROWS, EDGE_COLUMNS if stage == 0 else COLUMNS], tl.float32)
@@ -303,7 +299,7 @@ def gradients_of_queries(
                     ds = weights * (dp - d[:, None])
                     if CAPPED:
                         ds *= 1.0 - tangent * tangent
-                    gradient = product(rounded(ds, key), k, gradient)
+                    gradient = product(rounded(ds, dtype), k, gradient)
         grad_query += (wide_sample * dq_sample + wide_head * dq_head + first_query * dq_row) * UNIT
         store_rows(grad_query, first, rows, dq_row, gradient * grad_scale, ROWS, FEATURES, FEATURE_BLOCK, UNIT)
 
@@ -323,7 +319,7 @@ def attend_backward(
     GROUP: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr, KEY_TAIL: tl.constexpr,
     EDGES: tl.constexpr, INTERIOR: tl.constexpr, QUERY_EDGES: tl.constexpr, QUERY_INTERIOR: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, CAPPED: tl.constexpr, MASK: tl.constexpr,
-    MASK_COLUMNS: tl.constexpr, MASK_UNIT: tl.constexpr, DROPOUT: tl.constexpr,
+    MASK_COLUMNS: tl.constexpr, MASK_UNIT: tl.constexpr, DROPOUT: tl.constexpr, DESCRIBED: tl.constexpr,
 ):  # fmt: skip
     """All three gradients: the first programs own blocks of keys, those behind them blocks of queries.
 
@@ -345,6 +341,7 @@ def attend_backward(
                 heads, length, keys, low, high, scale, cap, grad_scale, dropped, kept_scale, seed_low, seed_high,
                 ROWS, EDGE_ROWS, COLUMNS, FEATURES, FEATURE_BLOCK, VALUES, VALUE_BLOCK, GROUP, UNIT, WIDE,
                 KEY_TAIL, EDGES, INTERIOR, LEFT, RIGHT, CAPPED, MASK, MASK_COLUMNS, MASK_UNIT, DROPOUT,
+                DESCRIBED,
             )  # fmt: skip
     else:
         of_keys = program * 0
@@ -363,5 +360,5 @@ def attend_backward(
                 heads, length, keys, low, high, scale, cap, grad_scale, dropped, kept_scale, seed_low, seed_high,
                 QUERY_ROWS, QUERY_COLUMNS, EDGE_COLUMNS, FEATURES, FEATURE_BLOCK, VALUES, VALUE_BLOCK, GROUP, UNIT,
                 WIDE, KEY_TAIL, QUERY_EDGES, QUERY_INTERIOR, LEFT, RIGHT, CAPPED, MASK, MASK_COLUMNS, MASK_UNIT,
-                DROPOUT,
+                DROPOUT, DESCRIBED,
             )  # fmt: skip

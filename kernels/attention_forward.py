@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from fastdl.kernels import tiles
+from fastdl.kernels.attention_descriptors import head_of, load_head_rows
 from fastdl.kernels.attention_scores import (
     INFINITY,
     NO_MASK,
@@ -19,7 +20,6 @@ from fastdl.kernels.attention_scores import (
 from fastdl.kernels.attention_tiles import (
     edge_block,
     load,
-    load_rows,
     product,
     rounded,
     visible_blocks,
@@ -44,16 +44,18 @@ def attend_forward(
     GROUP: tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr,
     KEY_TAIL: tl.constexpr, EDGES: tl.constexpr, INTERIOR: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
     CAPPED: tl.constexpr, MASK: tl.constexpr, MASK_COLUMNS: tl.constexpr, MASK_UNIT: tl.constexpr,
-    DROPOUT: tl.constexpr,
+    DROPOUT: tl.constexpr, DESCRIBED: tl.constexpr,
 ):  # fmt: skip
     """Output and log-sum-exp of ``ROWS`` queries.
 
     Programs run over blocks of queries, then heads, samples (or sequences) and ``splits``. ``PACKED``: the rows are the
     queries of all ``GROUP`` heads that share a key head, so that few queries still fill a tile and the keys are read
     once. ``SPLIT``: a program sees its share of the keys, and writes partial results, (splits, N, H, L, E_v) in float32
-    and (splits, N, H, L), for `merge_splits`.
+    and (splits, N, H, L), for `merge_splits`. ``DESCRIBED``: ``key`` and ``value`` are descriptors of tiles of
+    ``COLUMNS`` rows.
     """
-    NATURAL: tl.constexpr = query.dtype.element_ty == tl.float32
+    dtype: tl.constexpr = query.dtype.element_ty
+    NATURAL: tl.constexpr = dtype == tl.float32
     group_heads: tl.constexpr = GROUP if PACKED else 1
     block = tl.program_id(0) % blocks
     outer = tl.program_id(0) // blocks
@@ -90,8 +92,8 @@ def attend_forward(
     wide_head = head.to(tl.int64)
     key_head = wide_head // GROUP
     query += (packed_sample * q_sample + first_query * q_row) * UNIT
-    key += (packed_sample * k_sample + key_head * k_head + first_key * k_row) * UNIT
-    value += (packed_sample * v_sample + key_head * v_head + first_key * v_row) * UNIT
+    key = head_of(key, packed_sample, key_head, first_key, k_sample, k_head, k_row, UNIT, DESCRIBED)
+    value = head_of(value, packed_sample, key_head, first_key, v_sample, v_head, v_row, UNIT, DESCRIBED)
 
     feature = tl.arange(0, FEATURE_BLOCK)
     q_offsets = (heads_of_rows.to(tl.int64) * q_head + row.to(tl.int64) * q_row) * UNIT
@@ -126,9 +128,9 @@ def attend_forward(
                 else:
                     start = (full_begin + index) * COLUMNS
                 column = (start + tl.arange(0, EDGE_COLUMNS if stage == 0 else COLUMNS))[None, :]
-                k = load_rows(
-                    key, start, columns, k_row, EDGE_COLUMNS if stage == 0 else COLUMNS, FEATURES, FEATURE_BLOCK,
-                    UNIT, WIDE, stage == 0,
+                k = load_head_rows(
+                    key, sample, key_head, start, columns, k_row, EDGE_COLUMNS if stage == 0 else COLUMNS,
+                    FEATURES, FEATURE_BLOCK, UNIT, WIDE, stage == 0, DESCRIBED,
                 )  # fmt: skip
                 products = product(
                     q, tl.trans(k), tl.zeros([ROWS, EDGE_COLUMNS if stage == 0 else COLUMNS], tl.float32)
@@ -151,11 +153,11 @@ def attend_forward(
                         EDGE_COLUMNS if stage == 0 else COLUMNS,
                     )  # fmt: skip
                     weights = tl.where(keep, weights, 0.0)
-                v = load_rows(
-                    value, start, columns, v_row, EDGE_COLUMNS if stage == 0 else COLUMNS, VALUES, VALUE_BLOCK,
-                    UNIT, WIDE, stage == 0,
+                v = load_head_rows(
+                    value, sample, key_head, start, columns, v_row, EDGE_COLUMNS if stage == 0 else COLUMNS,
+                    VALUES, VALUE_BLOCK, UNIT, WIDE, stage == 0, DESCRIBED,
                 )  # fmt: skip
-                accumulator = product(rounded(weights, value), v, accumulator * shrunk[:, None])
+                accumulator = product(rounded(weights, dtype), v, accumulator * shrunk[:, None])
 
     divisor = tl.where(total == 0.0, 1.0, total)
     if DROPOUT:

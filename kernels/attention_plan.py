@@ -20,6 +20,7 @@ class Limits:
     ``split_keys``: the least share of a split.
     ``short_keys``: so many keys, one tile's, go through the short backward pass; by the block of features.
     ``short_keys_of_more``: with a mask, dropout or a cap; ``short_keys_before_hopper``; ``short_keys_single``: float32.
+    ``described``: from so many queries or keys on, a loop over them reads by descriptors.
     ``one_launch``: up to this length dK, dV and dQ share a launch, and D is computed on the way.
     ``mask_programs``: programs that the sums of a mask's gradient are shared out to, where it has fewer tiles.
     ``mask_numbers``: the most numbers that their partial sums may take.
@@ -32,6 +33,7 @@ class Limits:
     short_keys_of_more: tuple[tuple[int, int], ...] = ((64, 128),)
     short_keys_before_hopper: tuple[tuple[int, int], ...] = ((64, 128),)
     short_keys_single: tuple[tuple[int, int], ...] = ((64, 32),)
+    described: int = 1024
     one_launch: int = 640
     mask_programs: int = 264
     mask_numbers: int = 2**24
@@ -77,9 +79,12 @@ class Tile(NamedTuple):
 
 
 class Forward(NamedTuple):
+    """``described``: keys and values are read by descriptors, where they lie so that these can be made."""
+
     tile: Tile
     packed: bool
     splits: int
+    described: bool = False
 
 
 def feature_block(features: int) -> int:
@@ -206,7 +211,19 @@ def forward(problem: Problem, limits: Limits) -> Forward:
         tile = Tile(16, columns, columns, True, True, 4, stages)
         return Forward(tile, group > 1, splits)
     rows = min(rows, max(power_of_two(problem.length), 16))
-    return Forward(_tile(rows, columns, warps, stages, problem.keys, columns, windowed), False, 1)
+    tile = _tile(rows, columns, warps, stages, problem.keys, columns, windowed)
+    return Forward(tile, False, 1, _has_descriptors(problem) and problem.keys >= limits.described)
+
+
+def _has_descriptors(problem: Problem) -> bool:
+    """Whether loops read by descriptors, from Hopper on.
+
+    Not in a packed batch, where a tile may reach into the next sequence, of which a descriptor does not know. Not where
+    Blackwell's code spilled with them (16 and 24 bytes, at 128 registers).
+    """
+    architecture = family(problem.architecture)
+    spills = architecture == 100 and problem.block >= (128 if problem.more else 256)
+    return architecture >= 90 and not spills and problem.itemsize == 2 and not problem.varlen
 
 
 def _short_rows(columns: int, problem: Problem) -> tuple[int, int]:
@@ -217,11 +234,12 @@ def _short_rows(columns: int, problem: Problem) -> tuple[int, int]:
 
 
 class Backward(NamedTuple):
-    """``kind``: short, one_launch or general. Of short the first tile alone is of use."""
+    """``kind``: short, one_launch or general. Of short the first tile alone is of use. ``described``: see `Forward`."""
 
     kind: str
     keys: Tile
     queries: Tile
+    described: bool = False
 
 
 @lru_cache(maxsize=4096)
@@ -243,7 +261,8 @@ def backward(problem: Problem, limits: Limits) -> Backward:
     rows, columns, warps, stages = _sizes(problem, ROWS_BACKWARD, ROWS_OF_MORE, {})
     queries = _tile(rows, columns, warps, stages, problem.keys, columns, windowed)
     kind = "one_launch" if max(problem.length, problem.keys) <= limits.one_launch else "general"
-    return Backward(kind, keys, queries)
+    long = kind == "general" and min(problem.length, problem.keys) >= limits.described
+    return Backward(kind, keys, queries, long and _has_descriptors(problem))
 
 
 class MaskPlan(NamedTuple):

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastdl.kernels import attention_plan
 from fastdl.kernels.launch import Launch, taking_down
 from fastdl.kernels.shipped import Limits, Shipped
-from fastdl.kernels.variants import type_of
+from fastdl.kernels.variants import TYPES, element_of, type_of
 
 # Numbers for each query, of the batch, and partial sums: read one by one.
 NARROW = frozenset({
@@ -74,8 +75,12 @@ def _shipped(label: str, one: Launch, architectures: tuple[int, ...]) -> Shipped
         if of_keys
         else "/queries"
     )
-    half = any(signature.get(name) in ("*bf16", "*fp16") for name in ("query", "output"))
-    dtype = next(signature[name][1:] for name in ("query", "output", "gradient") if name in pointers)
+    dtype = next(
+        TYPES[element_of(values[name])]
+        for name in ("query", "output", "gradient")
+        if isinstance(values.get(name), Tensor | TensorDescriptor)
+    )
+    half = dtype in ("bf16", "fp16") and "gradient" not in values
     narrow = set(NARROW)
     if _has_small_masks(one, values):
         narrow.add("mask")
@@ -135,7 +140,7 @@ def _accesses(one: Launch) -> tuple[int, int]:
     if "FEATURES" not in constants:
         return 16, 0
     values = dict(zip(one.kernel.arg_names, one.arguments, strict=False))
-    block = min(constants["FEATURE_BLOCK"], constants["VALUE_BLOCK"]) * values["query"].element_size()
+    block = min(constants["FEATURE_BLOCK"], constants["VALUE_BLOCK"]) * element_of(values["query"]).itemsize
     whole = [
         constants[name] * block for name in ("ROWS", "COLUMNS", "QUERY_ROWS", "QUERY_COLUMNS") if name in constants
     ]

@@ -48,7 +48,8 @@ def attend_backward_short(
     ``TURNED``: dQ is multiplied out as dQ^T = K^T dS^T, features x queries;
     the matrix instructions of Hopper take 64 rows at least, and a block of queries has fewer.
     """
-    NATURAL: tl.constexpr = query.dtype.element_ty == tl.float32
+    dtype: tl.constexpr = query.dtype.element_ty
+    NATURAL: tl.constexpr = dtype == tl.float32
     key_heads = heads // GROUP
     key_head = tl.program_id(0) % key_heads
     sample = tl.program_id(0) // key_heads
@@ -139,11 +140,11 @@ def attend_backward_short(
                         d -= tl.load(grad_log_sum + place + row, mask=there, other=0.0)
                     if delta is not None:
                         tl.store(delta + place + row, d, mask=there)
-                    gradient_of_v = product(rounded(given, grad), g, gradient_of_v)
+                    gradient_of_v = product(rounded(given, dtype), g, gradient_of_v)
                     ds = weights * (dp - d[None, :])
                     if CAPPED:
                         ds *= 1.0 - tangent * tangent
-                    narrow = rounded(ds, query)
+                    narrow = rounded(ds, dtype)
                     gradient_of_k = product(narrow, q, gradient_of_k)
                     if TURNED:
                         turned = tl.zeros([FEATURE_BLOCK, EDGE_ROWS if stage == 0 else ROWS], tl.float32)

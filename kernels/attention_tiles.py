@@ -82,19 +82,18 @@ def product(a, b, accumulator):
 
 
 @triton.jit
-def rounded(values, base):
-    """float32 values as an operand, rounded to the dtype that ``base`` points to."""
-    element: tl.constexpr = base.dtype.element_ty
-    if element == tl.float32:
+def rounded(values, dtype: tl.constexpr):
+    """float32 values as an operand, rounded to the dtype ``dtype``."""
+    if dtype == tl.float32:
         result = values
     elif not INTERPRETED:
-        result = values.to(element)
-    elif element == tl.bfloat16:
+        result = values.to(dtype)
+    elif dtype == tl.bfloat16:
         bits = values.to(tl.int32, bitcast=True)
         near = (bits + (0x7FFF + ((bits >> 16) & 1))) & -65536
         result = tl.where(values == values, near.to(tl.float32, bitcast=True), values)
     else:
-        result = values.to(element).to(tl.float32)
+        result = values.to(dtype).to(tl.float32)
     return result
 
 

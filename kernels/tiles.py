@@ -58,10 +58,15 @@ def outer_part(pointer, index, sample_stride, UNIT: tl.constexpr, BY_SAMPLE: tl.
 @triton.jit
 def load(pointers, mask):
     """Values in float32, 0 where masked off."""
-    if INTERPRETED and pointers.dtype.element_ty == tl.bfloat16:
-        raw = tl.load(pointers, mask=mask, other=0.0).to(tl.int16, bitcast=True)
-        return (raw.to(tl.int32) << 16).to(tl.float32, bitcast=True)
-    return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+    return widened(tl.load(pointers, mask=mask, other=0.0))
+
+
+@triton.jit
+def widened(values):
+    """Values in float32."""
+    if INTERPRETED and values.dtype == tl.bfloat16:
+        return (values.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    return values.to(tl.float32)
 
 
 @triton.jit

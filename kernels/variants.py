@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastdl.kernels.launch import Launch, taking_down
 from fastdl.kernels.shipped import Limits, Shipped
@@ -88,12 +89,19 @@ def shipped_as(label: str, one: Launch) -> Shipped:
     )
 
 
+def element_of(value: Tensor | TensorDescriptor) -> torch.dtype:
+    dtype: torch.dtype = value.base.dtype if isinstance(value, TensorDescriptor) else value.dtype
+    return dtype
+
+
 def type_of(name: str, value: Any, one: Launch) -> str:
     """Triton's type string of an argument, as its launcher would find it."""
     if value is None or name in one.constants:
         return "constexpr"
     if isinstance(value, Tensor):
         return f"*{TYPES[value.dtype]}"
+    if isinstance(value, TensorDescriptor):
+        return f"tensordesc<{TYPES[element_of(value)]}{list(value.block_shape)}>"
     if isinstance(value, float):
         return "fp32"
     return "i32" if -(2**31) <= value < 2**31 else "i64"

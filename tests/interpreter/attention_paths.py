@@ -15,7 +15,7 @@ from torch import Tensor
 
 import fastdl
 from fastdl.kernels import attention as kernels
-from fastdl.kernels import attention_layout, attention_plan
+from fastdl.kernels import attention_descriptors, attention_layout, attention_plan
 from fastdl.kernels import philox as philox_kernels
 from fastdl.ops import scaled_dot_product_attention, varlen_attention
 from fastdl.reference import dropout
@@ -38,6 +38,7 @@ PATHS = {
     ),
     "one_launch": replace(NEVER_SHORT, one_launch=1 << 30),
     "general": replace(NEVER_SHORT, one_launch=0),
+    "described": replace(NEVER_SHORT, one_launch=0, described=1),
     "decoding": replace(NEVER_SHORT, decoding_rows=1 << 30, split_programs=16, split_keys=8, one_launch=1 << 30),
 }
 # Several blocks in every direction, on the smallest of shapes.
@@ -46,6 +47,7 @@ LAUNCHES = {
     "short": {"attend_forward": 1, "attend_backward_short": 1},
     "one_launch": {"attend_forward": 1, "attend_backward": 1},
     "general": {"attend_forward": 1, "attend_delta": 1, "attend_backward": 2},
+    "described": {"attend_forward": 1, "attend_delta": 1, "attend_backward": 2},
     "decoding": {"attend_forward": 1, "merge_splits": 1, "attend_backward": 1},
 }
 
@@ -118,11 +120,12 @@ every_path = pytest.mark.parametrize("path", PATHS, indirect=True)
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """How often each kernel was launched."""
+    """How often each kernel was launched, and how many launches had descriptors."""
     counts: dict[str, int] = {}
 
     def launch(kernel: Any, programs: int, *arguments: Any, warps: int, stages: int = 3, **constants: Any) -> None:
-        counts[kernel.fn.__name__] = counts.get(kernel.fn.__name__, 0) + 1
+        for name in (kernel.fn.__name__, *["described"] * constants.get("DESCRIBED", False)):
+            counts[name] = counts.get(name, 0) + 1
         kernel[(programs,)](*arguments, **constants)
 
     monkeypatch.setattr(kernels, "launch", launch)
@@ -141,7 +144,10 @@ PATHS_OF_CASES = [
 
 @pytest.mark.parametrize(("path", "case"), PATHS_OF_CASES, indirect=["path"])
 def test_every_path_is_right(path: str, launched: dict[str, int], case: Case) -> None:
-    check(case, torch.float32)
+    """Descriptors are for half precision, and for strides of 16 bytes, which 3 features do not have."""
+    check(case, torch.bfloat16 if path == "described" else torch.float32)
+    described = launched.pop("described", 0)
+    assert described == (3 if path == "described" and case.name != "features_first" else 0)
     expected = dict(LAUNCHES[path])
     if case.mask not in (None, "bool"):
         expected |= {"attend_mask_gradient": 1} | ({} if path == "short" else {"attend_delta": 1})
@@ -233,6 +239,31 @@ def test_nothing_is_written_beyond_a_tensor(path: str, monkeypatch: pytest.Monke
     for buffer, count in buffers:
         assert (buffer[:margin] == 7).all()
         assert (buffer[margin + count :] == 7).all()
+
+
+def half(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "described"),
+    [
+        (half(2, 3, 20, 64), True),
+        (half(2, 20, 3, 64).transpose(1, 2), True),
+        (half(2, 20, 3, 3, 64).unbind(2)[1].transpose(1, 2), True),
+        (half(1, 1, 1, 64), True),
+        (half(2, 20, 64).unsqueeze(1), True),
+        (half(2, 3, 20, 80)[..., :64], True),
+        (half(2, 3, 20, 3), False),  # strides of 6 bytes
+        (half(2, 3, 20, 65)[..., 1:], False),
+        (half(2 * 3 * 20 * 64 + 1)[1:].view(2, 3, 20, 64), False),  # an address of 2 bytes
+        (half(2, 1, 20, 64).expand(2, 3, 20, 64), False),
+        (half(1, 3, 20, 64).expand(2, 3, 20, 64), False),
+        (half(3, 2, 20, 64).transpose(0, 1), False),  # samples inside of heads
+    ],
+)  # fmt: skip
+def test_what_a_descriptor_takes(tensor: Tensor, described: bool) -> None:
+    assert attention_descriptors.can_describe(attention_layout.operand(tensor)) is described
 
 
 def test_gradients_of_a_packed_projection_are_packed() -> None:

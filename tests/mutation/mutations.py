@@ -326,6 +326,18 @@ MUTATIONS = [
         "tl.store(delta + at, found",
         "tl.store(delta + at, found * 0.5",
     ),
+    Mutation(
+        "triton_descriptor_of_first_head",
+        "kernels/attention_descriptors.py",
+        "descriptor.load([sample, first, head, 0])",
+        "descriptor.load([sample, first, 0, 0])",
+    ),
+    Mutation(
+        "triton_described_stride_of_another",
+        "kernels/attention_descriptors.py",
+        "(one.sample, one.head, one.row, 1)[at]",
+        "(one.sample, one.row, one.head, 1)[at]",
+    ),
     # attention in CUDA C++
     Mutation(
         "cuda_early_release_of_wgmma",

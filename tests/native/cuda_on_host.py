@@ -19,6 +19,7 @@ import torch
 import fastdl
 from fastdl.ops import dispatch
 from fastdl.reference.attention import attention as attention_by_definition
+from tests.ops import test_attention_properties
 from tests.support import attention, attention_cases, backends, batch_norm, group_norm, problems
 
 LARGEST = 3000
@@ -182,6 +183,10 @@ def attention_of_float64_is_an_error() -> None:
         load("attention").forward(query, query, query, *[None] * 5, 0.5, 0.0, -1, -1, 0, 0.0, 3, 3)
 
 
+def attention_writes_the_gradients_of_a_packed_projection_in_place() -> None:
+    test_attention_properties.test_the_gradients_of_a_packed_projection_are_slices_of_one_tensor("cuda")
+
+
 CHECKS: dict[str, Callable[[], object]] = {
     check.__name__: check
     for check in (
@@ -193,6 +198,7 @@ CHECKS: dict[str, Callable[[], object]] = {
         attention_makes_gradients_for_what_needs_them,
         attention_over_sequences_leaves_zeros_between_them,
         attention_of_float64_is_an_error,
+        attention_writes_the_gradients_of_a_packed_projection_in_place,
     )
 }
 

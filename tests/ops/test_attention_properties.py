@@ -153,6 +153,8 @@ def test_fake_tensors_have_the_real_strides(layout: str) -> None:
 def test_a_packed_projection_is_read_and_written_in_place(backend: str) -> None:
     """No copy on the way in, out or back, but for autograd's own stacking of the three gradients."""
     device = BACKENDS_UNDER_TEST[backend].device()
+    if backend == "triton" and device.type == "cpu":
+        pytest.skip("Triton's interpreter copies what it computes with")
     projection = torch.randn(2, 40, 3 * 4 * 16, device=device, requires_grad=True)
 
     def forward() -> Tensor:

@@ -160,6 +160,8 @@ NETWORK_CASES = (
     Case("bert", (2, 4, 128, 64), mask="bool", mask_shape="NS", dtypes=(torch.float32, *HALF)),
     Case("bert_dropout", (1, 2, 128, 64), dropout_p=0.1, dtypes=(torch.float32, *HALF)),
     Case("gpt", (1, 2, 640, 64), is_causal=True, dtypes=(torch.float32, *HALF)),
+    Case("gpt_long", (1, 2, 1100, 64), is_causal=True, dtypes=HALF),
+    Case("long_grouped", (1, 4, 1050, 80), key_heads=2, window=(300, 20), layout="heads_inside", dtypes=HALF),
     Case("gpt_wide", (1, 2, 300, 128), is_causal=True, dtypes=(torch.float32, *HALF)),
     Case("cross", (1, 2, 77, 40), keys=600, dtypes=(torch.float32, *HALF)),
     Case("long_bias", (1, 2, 577, 64), mask="additive", mask_shape="HLS", dtypes=(torch.float32, torch.bfloat16)),
