@@ -1,13 +1,14 @@
-"""fastdl: fused training kernels for PyTorch (GroupNorm, BatchNorm, conv-norm-activation), and a laboratory on them."""
+"""fastdl: fused training kernels for PyTorch (attention, norms, conv-norm-activation), and a laboratory on them."""
 
-from fastdl import nn, ops, reference
 from fastdl._layout import find_sibling_folders
-from fastdl.memory import cpu_pool
-from fastdl.ops.dispatch import BackendError, BackendStatus, backends, set_backend, use_backend
+
+find_sibling_folders()  # before anything is imported that takes something from fastdl.kernels
+
+from fastdl import nn, ops, reference  # noqa: E402
+from fastdl.memory import cpu_pool  # noqa: E402
+from fastdl.ops.dispatch import BackendError, BackendStatus, backends, set_backend, use_backend  # noqa: E402
 
 __version__ = "0.1.0"
-
-find_sibling_folders()
 
 __all__ = [
     "BackendError",
