@@ -44,7 +44,7 @@ def matrix_rate(
     """Operations/s of torch's fastest product of two square matrices: the ceiling of ops that multiply.
 
     On the CPU a convolution over single positions does the same through another library. Which is faster depends on the
-    processor: measured on a Zen 5 in float32, 229 GFLOP/s by `torch.mm` and 388 by the convolution.
+    processor, and on how much else runs on it.
     """
     n = size or SQUARE[device.type]
     left, right = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))

@@ -260,7 +260,9 @@ def backward(problem: Problem, limits: Limits) -> Backward:
     keys = _tile(rows, columns, warps, stages, problem.length, rows, windowed)
     rows, columns, warps, stages = _sizes(problem, ROWS_BACKWARD, ROWS_OF_MORE, {})
     queries = _tile(rows, columns, warps, stages, problem.keys, columns, windowed)
-    kind = "one_launch" if max(problem.length, problem.keys) <= limits.one_launch else "general"
+    # Blackwell's code for both shares with a window spilled (16 bytes, 64 features).
+    most = 128 if problem.windowed and family(problem.architecture) == 100 else limits.one_launch
+    kind = "one_launch" if max(problem.length, problem.keys) <= min(most, limits.one_launch) else "general"
     long = kind == "general" and min(problem.length, problem.keys) >= limits.described
     return Backward(kind, keys, queries, long and _has_descriptors(problem))
 

@@ -156,7 +156,10 @@ def _on(architectures: tuple[int, ...]) -> str:
 
 @dataclass(frozen=True)
 class Shape:
-    """The arguments of a call that is listed; ``mask``: ``bool`` for padded keys, ``bias`` for one a head."""
+    """The arguments of a call that is listed; ``mask``: ``bool`` for padded keys, ``bias`` for one a head.
+
+    ``window``: how many keys on either side are seen; ``offsets``: each sample has its own.
+    """
 
     samples: int
     heads: int
@@ -166,6 +169,9 @@ class Shape:
     key_heads: int | None = None
     keys: int | None = None
     causal: bool = False
+    window: int = -1
+    offsets: bool = False
+    softcap: float = 0.0
     mask: str | None = None
     dropout: float = 0.0
     packed: bool = False
@@ -190,8 +196,10 @@ class Shape:
         seed = torch.empty(1, dtype=torch.int64, device="meta") if self.dropout else None
         starts = torch.empty(9, dtype=torch.int32, device="meta") if self.varlen else None
         longest = (self.length // 8, keys // 8) if self.varlen else (self.length, keys)
-        statics = (self.features**-0.5, 0.0, -1, 0 if self.causal else -1, 0, self.dropout, *longest)
-        return (q, k, v, mask, None, starts, starts, seed), statics
+        window = (self.window, 0 if self.causal else self.window)
+        offsets = torch.empty(self.samples, dtype=torch.int64, device="meta") if self.offsets else None
+        statics = (self.features**-0.5, self.softcap, *window, 0, self.dropout, *longest)
+        return (q, k, v, mask, offsets, starts, starts, seed), statics
 
 
 def _heads_inside(samples: int, heads: int, length: int, features: int, dtype: torch.dtype) -> Tensor:
@@ -213,6 +221,10 @@ SHIPPED_SHAPES: tuple[tuple[str, Shape], ...] = (
     ("bias_128_features", Shape(2, 16, 2048, 128, **MOST)),
     ("32_features", Shape(8, 12, 1024, 32, **MOST)),
     ("80_features", Shape(8, 16, 1024, 80)),
+    ("96_features", Shape(8, 8, 1024, 96, causal=True)),
+    ("window_4096", Shape(2, 16, 4096, 128, key_heads=8, causal=True, window=1024, softcap=50.0)),
+    ("window_512", Shape(8, 12, 512, 64, window=128)),
+    ("offsets", Shape(8, 32, 128, 128, key_heads=8, keys=2048, causal=True, offsets=True)),
     ("256_features", Shape(2, 8, 2048, 256, key_heads=4, causal=True)),
     ("varlen", Shape(1, 12, 4096, 64, causal=True, varlen=True)),
     ("decoding", Shape(8, 32, 1, 128, key_heads=8, keys=4096, causal=True, forward_only=True)),

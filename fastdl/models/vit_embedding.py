@@ -26,12 +26,7 @@ class PatchProjection(nn.Conv2d):
 
     @torch.no_grad()
     def initialize_parameters(self, generator: torch.Generator | None = None) -> None:
-        """As a matrix (Glorot and Bengio 2010, eq. 16), and not as a convolution before a ReLU.
-
-        The latter's tokens are so much larger than position embeddings that a small network sees patches without their
-        places for long: on 8 x 8 pixels, where a patch has 4 numbers, 15 epochs led to 92.5 % on the digits' test
-        split with that, and to 97.8 % with this.
-        """
+        """As the matrix that it is, like every linear layer (Glorot and Bengio 2010, eq. 16): no ReLU follows."""
         matrix = torch.empty(self.weight.shape, device="cpu").flatten(1)
         self.weight.copy_(nn.init.xavier_uniform_(matrix, generator=generator).view(self.weight.shape))
         if self.bias is not None:

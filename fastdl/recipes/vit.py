@@ -64,8 +64,7 @@ _PHOTOGRAPHS = Preset(
 )
 
 PRESETS = {
-    # A mirrored digit is another digit, and moving one by a pixel moves it by an eighth of the image. Of the validation
-    # split 98.6 % are right with mixup, dropout and stochastic depth, and 97.2 % without them.
+    # A mirrored digit is another digit, and moving one by a pixel moves it by an eighth of the image.
     "digits": Preset(
         epochs=30,
         batch_size=32,
