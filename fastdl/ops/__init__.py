@@ -4,7 +4,17 @@ from fastdl.ops.attention import ATTENTION, scaled_dot_product_attention, varlen
 from fastdl.ops.batch_norm import BATCH_NORM, batch_norm
 from fastdl.ops.conv_norm_act import conv_norm_act
 from fastdl.ops.group_norm import GROUP_NORM, group_norm
+from fastdl.ops.layer_norm import LAYER_NORM, layer_norm
+from fastdl.ops.rms_norm import RMS_NORM, rms_norm
 
-OPERATORS = {operator.name: operator for operator in (ATTENTION, BATCH_NORM, GROUP_NORM)}
+OPERATORS = {operator.name: operator for operator in (ATTENTION, BATCH_NORM, GROUP_NORM, LAYER_NORM, RMS_NORM)}
 
-__all__ = ["batch_norm", "conv_norm_act", "group_norm", "scaled_dot_product_attention", "varlen_attention"]
+__all__ = [
+    "batch_norm",
+    "conv_norm_act",
+    "group_norm",
+    "layer_norm",
+    "rms_norm",
+    "scaled_dot_product_attention",
+    "varlen_attention",
+]

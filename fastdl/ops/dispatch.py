@@ -227,7 +227,7 @@ def _by_measurement(op: str) -> Implementation:
 
     def backward(*arguments: Any) -> Any:
         # The input comes behind the gradients, one a differentiable output.
-        return serving(arguments[1 + operator.differentiable_statistics]).backward(*arguments)
+        return serving(arguments[operator.outputs]).backward(*arguments)
 
     return Implementation(forward, backward, BY_MEASUREMENT, usual.update_running_statistics)
 

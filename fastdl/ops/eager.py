@@ -19,7 +19,8 @@ Observer = Callable[[Implementation | None, Tensor], None]
 
 def eager_apply(op: FusedOperator) -> Callable[..., Any]:
     """``apply(kernels, observe, statics, *tensors)`` of the op's Function, which keeps ``kernels`` for its backward."""
-    function = _with_statistics(op) if op.differentiable_statistics else _with_one_output(op)
+    make = _with_statistics if op.differentiable_statistics else _with_sum if op.adds_residual else _with_one_output
+    function = make(op)
     function.__name__ = function.__qualname__ = "".join(word.title() for word in op.name.split("_"))
     # The C++ apply beneath Function.apply, whose Python part (2 us) only serves torch.func, which takes another route.
     apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
@@ -90,5 +91,43 @@ def _with_statistics(op: FusedOperator) -> type[torch.autograd.Function]:
                     grad_output, grad_statistics, *tensors, output, statistics, *ctx.statics, needs
                 )
             return (None, None, None, *gradients, *rest)
+
+    return Eager
+
+
+def _with_sum(op: FusedOperator) -> type[torch.autograd.Function]:
+    """The same for an op that may add a residual: it then returns the sum as well, and keeps only that of the two."""
+    differentiable = op.differentiable
+    rest = (None,) * (op.count - differentiable)
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(
+            ctx: Any, kernels: Implementation, observe: Observer | None, statics: tuple[Any, ...], *tensors: Any
+        ) -> Any:
+            output, sum, statistics = kernels.forward(*tensors, *statics)
+            if observe is not None:
+                observe(kernels, statistics)
+            ctx.save_for_backward(statistics, *op.kept(tensors, sum))
+            ctx.kernels = kernels
+            ctx.statics = statics
+            if sum is None:
+                return output
+            ctx.set_materialize_grads(False)
+            return output, sum
+
+        @staticmethod
+        def backward(ctx: Any, *grad_outputs: Tensor | None) -> Any:
+            grad_output, grad_sum = grad_outputs if len(grad_outputs) == 2 else (grad_outputs[0], None)
+            if grad_output is None:  # the parameters have no part in the sum
+                return (None, None, None, grad_sum, grad_sum, *[None] * (op.count - 2))
+            statistics, *tensors = ctx.saved_tensors
+            of_input, of_residual, *others = ctx.needs_input_grad[3 : differentiable + 3]
+            needs = [of_input or of_residual, False, *others]
+            if torch.is_grad_enabled():
+                gradients = op.differentiate(grad_outputs, tensors, ctx.statics, needs)
+            else:
+                gradients = ctx.kernels.backward(grad_output, grad_sum, *tensors, statistics, *ctx.statics, needs)
+            return (None, None, None, gradients[0], gradients[0] if of_residual else None, *gradients[2:], *rest)
 
     return Eager

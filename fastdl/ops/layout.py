@@ -48,3 +48,18 @@ def gradient_like_input(tensor: Tensor, input: Tensor) -> Tensor:
 def image_layout(input: Tensor) -> str:
     """``channels_last`` or ``nchw``, as tables of measurements call it."""
     return "channels_last" if has_channels_last(input) else "nchw"
+
+
+def rows_layout(input: Tensor) -> str:
+    """The one layout that ops over rows have: those that are not dense cost them a copy."""
+    return "rows"
+
+
+def contiguous_output(input: Tensor, *_: object) -> Tensor:
+    """An uninitialised contiguous tensor like the first of an op's arguments."""
+    return torch.empty(input.shape, dtype=input.dtype, device=input.device)
+
+
+def contiguous_gradient(tensor: Tensor, input: Tensor) -> Tensor:
+    """An uninitialised contiguous gradient of a tensor."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)

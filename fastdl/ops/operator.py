@@ -44,6 +44,11 @@ class FusedOperator:
             tensor and the first one, both in the layout of every backend's.
         differentiable_statistics: whether the statistics have a gradient: the op then returns them beside its output,
             and backward is given their gradient, or None, after the output's, and the output before the statistics.
+        adds_residual: whether the second tensor, where it is given, is added to the first: the sum is then a second
+            output, in front of the statistics (None where nothing is added). Of the three only the sum is kept:
+            backward finds it in the first tensor's place and None in the second's, is given its gradient, or None,
+            after the output's, and what it gives the first is the second's gradient as well. The reference gives the
+            sum in any case.
         layout_of: the name of the input's layout in the table of what was measured on GPUs.
     """
 
@@ -54,11 +59,12 @@ class FusedOperator:
         tensors: str,
         statics: str,
         differentiable: int,
-        reference: Callable[..., tuple[Tensor, Tensor]],
+        reference: Callable[..., tuple[Tensor, ...]],
         empty_statistics: Callable[..., Tensor],
         output_like: Callable[..., Tensor] = output_like_input,
         gradient_like: Callable[[Tensor, Tensor], Tensor] = gradient_like_input,
         differentiable_statistics: bool = False,
+        adds_residual: bool = False,
         layout_of: Callable[[Tensor], str] = image_layout,
     ) -> None:
         self.name = name
@@ -69,6 +75,8 @@ class FusedOperator:
         self.output_like = output_like
         self.gradient_like = gradient_like
         self.differentiable_statistics = differentiable_statistics
+        self.adds_residual = adds_residual
+        self.outputs = 2 if differentiable_statistics or adds_residual else 1
         self.layout_of = layout_of
         self.apply_eager = eager_apply(self)
         self.transformed_function = transformed_function(self)
@@ -77,13 +85,14 @@ class FusedOperator:
     def __call__(self, tensors: tuple[Any, ...], statics: tuple[Any, ...], observe: Observer | None = None) -> Any:
         """The op's output, on the backend that was asked for; ``observe(kernels, statistics)`` is called on the way.
 
-        With ``differentiable_statistics``, the output and the statistics.
+        With ``differentiable_statistics``, the output and the statistics; with a residual that is added, the output
+        and the sum.
         """
         if torch.compiler.is_compiling():
-            output, statistics = self._trace(tensors, statics)
+            results = self._trace(tensors, statics)
             if observe is not None:
-                observe(None, statistics)
-            return (output, statistics) if self.differentiable_statistics else output
+                observe(None, results[-1])
+            return self._returned(results, tensors)
         input = tensors[0]
         kernels: dispatch.Implementation | None = None
         request = dispatch.requested()
@@ -95,29 +104,35 @@ class FusedOperator:
                 for tensor in tensors:
                     if tensor is not None and tensor.requires_grad:
                         return self.apply_eager(kernels, observe, statics, *tensors)
-            output, statistics = kernels.forward(*tensors, *statics)
+            results = kernels.forward(*tensors, *statics)
         elif backend == "reference" or torch.autograd.forward_ad._current_level >= 0:
-            output, statistics = self.reference(*tensors, *statics)
+            results = self.reference(*tensors, *statics)
         elif torch._C._are_functorch_transforms_active():
-            output, statistics = self.transformed_function.apply(*tensors, *statics, backend)
+            results = self.transformed_function.apply(*tensors, *statics, backend)
         else:
-            output, statistics = self.forward_op(*tensors, *statics, request)
+            results = self.forward_op(*tensors, *statics, request)
         if observe is not None:
-            observe(kernels, statistics)
-        return (output, statistics) if self.differentiable_statistics else output
+            observe(kernels, results[-1])
+        return self._returned(results, tensors)
 
-    def _trace(self, tensors: tuple[Any, ...], statics: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    def _returned(self, results: tuple[Any, ...], tensors: tuple[Any, ...]) -> Any:
+        return results[:2] if self.outputs == 2 and not (self.adds_residual and tensors[1] is None) else results[0]
+
+    def _trace(self, tensors: tuple[Any, ...], statics: tuple[Any, ...]) -> tuple[Tensor, ...]:
         input = tensors[0]
         request = dispatch.requested_view.backend
         if _choose_while_tracing(self.name, request, input.device.type, input.dtype) == "reference":
             return self.reference(*tensors, *statics)  # plain torch code, which the compiler may fuse
         return self.forward_op(*tensors, *statics, request)
 
+    def kept(self, tensors: tuple[Any, ...], sum: Tensor | None) -> tuple[Any, ...]:
+        """What backward needs of the tensors: with a residual that was added, the sum for both."""
+        return tensors if sum is None else (sum, None, *tensors[2:])
+
     def outputs_of(
-        self, positions: Sequence[int], tensors: Sequence[Any], statics: tuple[Any, ...]
+        self, positions: Sequence[int], tensors: Sequence[Any], statics: tuple[Any, ...], count: int
     ) -> Callable[..., tuple[Tensor, ...]]:
-        """The reference's differentiable outputs as a function of the tensors at ``positions``, the others held."""
-        count = 2 if self.differentiable_statistics else 1
+        """The reference's first ``count`` outputs as a function of the tensors at ``positions``, the others held."""
 
         def outputs(*primals: Tensor) -> tuple[Tensor, ...]:
             arguments = list(tensors)
@@ -133,7 +148,7 @@ class FusedOperator:
         """The first derivatives by the reference, themselves differentiable: the backward under ``create_graph``."""
         wanted = [i for i in range(self.differentiable) if needs[i] and tensors[i] is not None]
         gradients: list[Tensor | None] = [None] * self.differentiable
-        function = self.outputs_of(wanted, tensors, statics)
+        function = self.outputs_of(wanted, tensors, statics, len(grad_outputs))
         outputs, pull_back = torch.func.vjp(function, *(tensors[i] for i in wanted))[:2]
         cotangents = tuple(
             torch.zeros_like(output) if grad is None else grad

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -27,9 +27,10 @@ def register_ops(op: FusedOperator, tensors: str, statics: str) -> tuple[Any, An
         f"fastdl::{op.name}_forward",
         partial(_run_forward, op),
         mutates_args=(),
-        schema=f"({tensors}, {statics}, str backend) -> (Tensor, Tensor)",
+        schema=f"({tensors}, {statics}, str backend) -> (Tensor, Tensor{', Tensor' * op.adds_residual})",
     )
-    grad_statistics = ", Tensor? grad_statistics" if op.differentiable_statistics else ""
+    second = "grad_sum" if op.adds_residual else "grad_statistics"
+    grad_statistics = f", Tensor? {second}" if op.outputs == 2 else ""
     kept = ", Tensor output" if op.differentiable_statistics else ""
     backward = torch.library.custom_op(
         f"fastdl::{op.name}_backward",
@@ -49,15 +50,24 @@ def register_ops(op: FusedOperator, tensors: str, statics: str) -> tuple[Any, An
 # -- what the ops do --------------------------------------------------------------------------------------------------
 
 
-def _run_forward(op: FusedOperator, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _run_forward(op: FusedOperator, *arguments: Any) -> tuple[Tensor, ...]:
     inner, request = arguments[:-1], arguments[-1]
     input = inner[0]
     backend = dispatch.choose(op.name, request, input.device.type, input.dtype)
     if backend == "reference":
-        output, statistics = op.reference(*inner)
-        return op.output_like(*inner).copy_(output), statistics
-    output, statistics = dispatch.implementation(op.name, backend).forward(*inner)
-    return output, statistics
+        output, *others, statistics = op.reference(*inner)
+        output = op.output_like(*inner).copy_(output)
+        return (output, *(_sum(op, inner, other) for other in others), statistics)
+    output, *others, statistics = dispatch.implementation(op.name, backend).forward(*inner)
+    return (output, *(_sum(op, inner, other) for other in others), statistics)
+
+
+def _sum(op: FusedOperator, inner: tuple[Any, ...], sum: Tensor | None) -> Tensor:
+    """The sum of input and residual in the layout that the fake implementation promises; empty without a residual."""
+    if sum is None or inner[1] is None:
+        return cast(Tensor, inner[0].new_empty(0))
+    promised = op.output_like(*inner)
+    return sum if promised.stride() == sum.stride() else promised.copy_(sum)
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,7 @@ class BackwardArguments:
 
 
 def _take_apart(op: FusedOperator, arguments: Sequence[Any]) -> BackwardArguments:
-    first = 2 if op.differentiable_statistics else 1
+    first = op.outputs
     after = first + op.count
     last = after + (2 if op.differentiable_statistics else 1)
     return BackwardArguments(
@@ -93,17 +103,34 @@ def _run_backward(op: FusedOperator, *arguments: Any) -> tuple[Tensor, ...]:
     else:
         kernels = dispatch.implementation(op.name, backend)
         gradients = kernels.backward(*arguments[:-1])
-    return tuple(
-        _in_promised_layout(op, tensor, input, gradient)
-        for tensor, gradient in zip(given.tensors[: op.differentiable], gradients, strict=True)
+    return _without_aliases(
+        arguments,
+        [
+            _in_promised_layout(op, tensor, input, gradient)
+            for tensor, gradient in zip(given.tensors[: op.differentiable], gradients, strict=True)
+        ],
     )
+
+
+def _without_aliases(arguments: Sequence[Any], gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The gradients, copied where they are an argument or one another: autograd passes on what identity is given."""
+    seen = {argument.untyped_storage()._cdata for argument in arguments if isinstance(argument, Tensor)}
+    distinct = []
+    for gradient in gradients:
+        distinct.append(gradient.clone() if gradient.untyped_storage()._cdata in seen else gradient)
+        seen.add(distinct[-1].untyped_storage()._cdata)
+    return tuple(distinct)
 
 
 def _reference_backward(op: FusedOperator, given: BackwardArguments) -> list[Tensor | None]:
     wanted = [i for i in range(op.differentiable) if given.needs[i] and given.tensors[i] is not None]
     primals = [given.tensors[i].detach().requires_grad_() for i in wanted]
-    outputs = op.outputs_of(wanted, given.tensors, given.statics)(*primals)
-    pairs = [(output, grad) for output, grad in zip(outputs, given.gradients, strict=True) if grad is not None]
+    outputs = op.outputs_of(wanted, given.tensors, given.statics, op.outputs)(*primals)
+    pairs = [
+        (output, grad)
+        for output, grad in zip(outputs, given.gradients, strict=True)
+        if grad is not None and output.requires_grad  # the sum is a tensor itself, which may not be asked for
+    ]
     gradients: list[Tensor | None] = [None] * op.differentiable
     found = torch.autograd.grad([pair[0] for pair in pairs], primals, [pair[1] for pair in pairs], allow_unused=True)
     for position, gradient in zip(wanted, found, strict=True):
@@ -119,8 +146,10 @@ def _in_promised_layout(op: FusedOperator, tensor: Tensor | None, input: Tensor,
     return gradient if promised.stride() == gradient.stride() else promised.copy_(gradient)
 
 
-def _fake_forward(op: FusedOperator, *arguments: Any) -> tuple[Tensor, Tensor]:
-    return op.output_like(*arguments[:-1]), op.empty_statistics(*arguments[:-1])
+def _fake_forward(op: FusedOperator, *arguments: Any) -> tuple[Tensor, ...]:
+    inner = arguments[:-1]
+    sums = [inner[0].new_empty(0) if inner[1] is None else op.output_like(*inner)] if op.adds_residual else []
+    return (op.output_like(*inner), *sums, op.empty_statistics(*inner))
 
 
 def _fake_backward(op: FusedOperator, *arguments: Any) -> tuple[Tensor, ...]:
@@ -136,25 +165,29 @@ def _fake_backward(op: FusedOperator, *arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _save_for_backward(op: FusedOperator, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    if not op.differentiable_statistics:
-        ctx.mark_non_differentiable(output[1])
+    tensors, sum = inputs[: op.count], None
+    ctx.adds = op.adds_residual and tensors[1] is not None
+    if ctx.adds:
+        sum = output[1]
+    ctx.mark_non_differentiable(*output[op.outputs if ctx.adds or not op.adds_residual else 1 :])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[: op.count], *(output if op.differentiable_statistics else output[1:]))
+    ctx.save_for_backward(*op.kept(tensors, sum), *(output if op.differentiable_statistics else output[-1:]))
     ctx.statics, ctx.request = inputs[op.count : -1], inputs[-1]
 
 
-def _backward(op: FusedOperator, ctx: Any, grad_output: Tensor | None, grad_statistics: Tensor | None) -> Any:
+def _backward(op: FusedOperator, ctx: Any, *grad_outputs: Tensor | None) -> Any:
     saved = ctx.saved_tensors
     rest = [None] * (op.count - op.differentiable + len(ctx.statics) + 1)
-    if not op.differentiable_statistics:
-        grad_statistics = None
-    if grad_output is None and grad_statistics is None:
+    grad_output, *others = grad_outputs[: op.outputs]
+    if grad_output is None and all(grad is None for grad in others):
         return (*[None] * op.differentiable, *rest)
     if grad_output is None:
-        grad_output = torch.zeros_like(saved[op.count])
+        grad_output = torch.zeros_like(saved[0] if op.adds_residual else saved[op.count])
     needs = [bool(needed) for needed in ctx.needs_input_grad[: op.differentiable]]
-    given = (grad_output, grad_statistics) if op.differentiable_statistics else (grad_output,)
-    gradients = op.backward_op(*given, *saved, *ctx.statics, needs, ctx.request)
+    asked = [needs[0] or needs[1], False, *needs[2:]] if ctx.adds else needs
+    gradients = list(op.backward_op(grad_output, *others, *saved, *ctx.statics, asked, ctx.request))
+    if ctx.adds:
+        gradients[1] = gradients[0]
     return (*(gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)), *rest)
 
 
@@ -166,7 +199,7 @@ def _save_for_double_backward(op: FusedOperator, ctx: Any, inputs: tuple[Any, ..
 
 def _double_backward(op: FusedOperator, ctx: Any, *grad_gradients: Tensor | None) -> Any:
     """The backward op differentiated through the reference: by the outputs' gradients and by each tensor."""
-    first = 2 if op.differentiable_statistics else 1
+    first = op.outputs
     grad_outputs, tensors = ctx.saved_tensors[:first], ctx.saved_tensors[first:]
     given = [i for i in range(first) if grad_outputs[i] is not None]
     present = [i for i in range(op.differentiable) if tensors[i] is not None and tensors[i].is_floating_point()]

@@ -7,5 +7,16 @@ from fastdl.reference.activations import ACTIVATIONS, DEFAULT_PARAMETERS, activa
 from fastdl.reference.batch_norm import batch_norm
 from fastdl.reference.conv_norm_act import conv_norm_act
 from fastdl.reference.group_norm import group_norm
+from fastdl.reference.layer_norm import layer_norm
+from fastdl.reference.rms_norm import rms_norm
 
-__all__ = ["ACTIVATIONS", "DEFAULT_PARAMETERS", "activate", "batch_norm", "conv_norm_act", "group_norm"]
+__all__ = [
+    "ACTIVATIONS",
+    "DEFAULT_PARAMETERS",
+    "activate",
+    "batch_norm",
+    "conv_norm_act",
+    "group_norm",
+    "layer_norm",
+    "rms_norm",
+]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support import attention, attention_cases, batch_norm, group_norm
+from tests.support import attention, attention_cases, batch_norm, group_norm, row_norms
 from tests.support.backends import short
 from tests.support.problems import Case, Operator, check_parity
 
@@ -48,6 +48,28 @@ def chosen_cases(module: Any) -> Iterator[Sequence[Case]]:
 
 @pytest.mark.parametrize(("operator", "case", "dtype"), list(selected()))
 def test_parity(operator: Operator, case: Case, dtype: torch.dtype) -> None:
+    check_parity(operator, case, dtype, "triton")
+
+
+def selected_row_norms() -> Iterator[Any]:
+    """The two norms over rows share their kernels, and the rows of the tables."""
+    turn = 0
+    for first, operator in enumerate((row_norms.LAYER_NORM, row_norms.RMS_NORM)):
+        for cases, step in (
+            (row_norms.LAYOUT_CASES, 8), (row_norms.RANK_CASES, 3), (row_norms.sweep(), 11), (row_norms.EDGE_CASES, 3),
+            (row_norms.VALUE_CASES, 7),
+        ):  # fmt: skip
+            for case in cases[first::step]:
+                served = [dtype for dtype in DTYPES if dtype in case.dtypes]
+                if case.slow or torch.Size(case.shape).numel() > MOST_VALUES:
+                    continue
+                dtype = served[turn % len(served)]
+                turn += 1
+                yield pytest.param(operator, case, dtype, id=f"{operator.name}-{case.name}-{short(dtype)}")
+
+
+@pytest.mark.parametrize(("operator", "case", "dtype"), list(selected_row_norms()))
+def test_row_norms(operator: Operator, case: Case, dtype: torch.dtype) -> None:
     check_parity(operator, case, dtype, "triton")
 
 

@@ -32,7 +32,13 @@ def test_every_path_of_attention(tmp_path: Path) -> None:
     check(tmp_path, 100, "tests/interpreter/attention_paths.py", f"tests/ops/test_attention_properties.py::{packed}")
 
 
-@pytest.mark.parametrize(("op", "least"), [("group_norm", 100), ("batch_norm", 100), ("test_attention", 40)])
+def test_every_path_of_the_norms_over_rows(tmp_path: Path) -> None:
+    check(tmp_path, 240, "tests/interpreter/row_norm_paths.py")
+
+
+@pytest.mark.parametrize(
+    ("op", "least"), [("group_norm", 100), ("batch_norm", 100), ("test_row_norms", 40), ("test_attention", 40)]
+)
 def test_parity(tmp_path: Path, op: str, least: int) -> None:
     check(tmp_path, least, "tests/interpreter/rows.py", "-k", op)
 
@@ -44,6 +50,7 @@ def test_parity(tmp_path: Path, op: str, least: int) -> None:
     [
         ("tests/ops/test_group_norm.py", 800),
         ("tests/ops/test_batch_norm.py", 1000),
+        ("tests/ops/test_row_norms.py", 600),
         ("tests/ops/test_nonfinite.py", 100),
         ("tests/ops/test_attention.py", 400),
         ("tests/ops/test_attention_varlen.py", 30),

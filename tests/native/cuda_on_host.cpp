@@ -1,4 +1,4 @@
-// csrc/cuda/bindings.cpp and bindings_attention.cpp as they are, registered for tensors on the CPU, over kernels that run as fibres
+// csrc/cuda/bindings*.cpp as they are, registered for tensors on the CPU, over kernels that run as fibres
 // (tests/simt): what a GPU would do with torch's tensors, from the schema to the kernels' pointers. Loaded into a Python process of
 // its own.
 #include <torch/csrc/stable/accelerator.h>
@@ -64,6 +64,8 @@ struct Start {
 #include "cuda/bindings.cpp"
 //
 #include "cuda/bindings_attention.cpp"
+//
+#include "cuda/bindings_row_norms.cpp"
 
 // Whether every guard was given back, and how often the stream was asked for.
 static std::tuple<int64_t, int64_t> guards_and_streams(torch::stable::Tensor) { return {guards, streams}; }

@@ -20,8 +20,9 @@ import fastdl
 from fastdl.ops import dispatch
 from fastdl.reference.attention import attention as attention_by_definition
 from tests.ops import test_attention_properties
-from tests.support import attention, attention_cases, backends, batch_norm, group_norm, problems
+from tests.support import attention, attention_cases, backends, batch_norm, group_norm, problems, row_norms
 
+OPERATORS = (group_norm.OPERATOR, batch_norm.OPERATOR, row_norms.LAYER_NORM, row_norms.RMS_NORM)
 LARGEST = 3000
 # What the kernels' own suite covers by itself: sizes against each other, and activations, as a word of a row's name.
 KERNELS_OWN = ("sweep_", "positions_")
@@ -41,7 +42,7 @@ def main(library: str) -> int:
     ran: dict[str, int] = {}
     for name, check in CHECKS.items():
         report(name, check)
-    rows = () if sys.argv[2:] == ["checks"] else (group_norm.OPERATOR, batch_norm.OPERATOR)
+    rows = () if sys.argv[2:] == ["checks"] else OPERATORS
     for operator in rows:
         for case in operator.cases:
             for dtype in dtypes_of(case):
@@ -187,6 +188,79 @@ def attention_writes_the_gradients_of_a_packed_projection_in_place() -> None:
     test_attention_properties.test_the_gradients_of_a_packed_projection_are_slices_of_one_tensor("cuda")
 
 
+def row_norms_make_gradients_for_what_needs_them() -> None:
+    x, residual, grad, grad_sum = torch.randn(4, 5, 6)
+    weight, bias = torch.randn(2, 6)
+    for op, parameters in (("layer_norm", (weight, bias)), ("rms_norm", (weight,))):
+        forward, backward = load(op).forward, load(op).backward
+        _, total, statistics = forward(x, residual, *parameters, 1, 1e-5)
+        assert torch.equal(total, x + residual)
+        rest = (grad_sum, total, None, *parameters, statistics, 1, 1e-5)
+        whole = backward(grad, *rest, [True] * (2 + len(parameters)))
+        assert whole[1] is None
+        for needs in itertools.product([False, True], repeat=2 + len(parameters)):
+            found = backward(grad, *rest, list(needs))
+            assert [g is not None for g in found] == [needs[0], False, *needs[2:]], (op, needs)
+            assert all(g is None or torch.equal(g, w) for g, w in zip(found, whole, strict=True)), (op, needs)
+        # Without a gradient of the sum, and without parameters.
+        alone = backward(grad, None, *rest[1:], [True, False] + [False] * len(parameters))
+        torch.testing.assert_close(whole[0], alone[0] + grad_sum)
+        nothing = [None] * len(parameters)
+        _, total, statistics = forward(x, None, *nothing, 1, 1e-5)
+        assert total is None
+        assert tuple(statistics.shape) == ((2, 5) if op == "layer_norm" else (5,))
+        found = backward(grad, None, x, None, *nothing, statistics, 1, 1e-5, [True] * (2 + len(parameters)))
+        assert [g is not None for g in found] == [True, False] + [False] * len(parameters)
+
+
+def row_norms_read_parameters_of_any_strides_and_dtype() -> None:
+    x, grad = torch.randn(2, 5, 4, 8).to(torch.bfloat16)
+    wide = torch.randn(3, 8, 9)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        transposed, offset = wide[0, :, 1:5].t().to(dtype), wide[1].flatten()[3:35].view(4, 8).to(dtype)
+        results = []
+        for weight, bias in ((transposed, offset), (transposed.contiguous(), offset.clone())):
+            output, _, statistics = load("layer_norm").forward(x, None, weight, bias, 2, 1e-5)
+            arguments = (grad, None, x, None, weight, bias, statistics, 2, 1e-5, [True] * 4)
+            gradients = [gradient for gradient in load("layer_norm").backward(*arguments) if gradient is not None]
+            assert [gradient.dtype for gradient in gradients] == [torch.bfloat16, dtype, dtype]
+            assert all(gradient.is_contiguous() for gradient in gradients)
+            results.append([output, statistics, *gradients])
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True)), dtype
+
+
+def row_norms_of_rows_that_lie_anywhere() -> None:
+    """Read in place or copied, in forward and in backward: what comes out is that of contiguous tensors, to the bit."""
+    whole = torch.randn(6, 7, 5, 16)
+    views = {
+        "transposed": whole[0].transpose(0, 1), "expanded": whole[0, :1].expand(7, 5, 16),
+        "expanded_outside": whole[0, 0].expand(7, 5, 16), "sliced": whole[1, :, :, :8], "columns": whole[1, ..., ::2],
+        "one_break": whole[2:4, 1:6], "two_breaks": whole[::2, 1:6, :3], "overlapping": whole[4, 0].unfold(0, 3, 1),
+        "every_other_row": whole[5, ::2, :, 3:14], "nothing": whole[5, :0], "no_columns": whole[5, ..., :0],
+    }  # fmt: skip
+    forward, backward = load("rms_norm").forward, load("rms_norm").backward
+    for name, view in views.items():
+        weight, gradient = torch.randn(view.shape[-1]), torch.ones(1).expand(view.shape)
+        # The last view of this shape: where there are several, with rows that lie elsewhere.
+        for added in (None, [other for other in views.values() if other.shape == view.shape][-1]):
+            found = []
+            for in_place in (True, False):
+                x, residual, grad = (t if t is None or in_place else t.contiguous() for t in (view, added, gradient))
+                output, total, statistics = forward(x, residual, weight, 1, 1e-5)
+                kept, grad_sum = (x, None) if total is None else (total, grad)
+                by_input, _, by_weight = backward(grad, grad_sum, kept, None, weight, statistics, 1, 1e-5, [True] * 3)
+                found.append([output, statistics, by_input, by_weight] + ([] if total is None else [total]))
+                assert all(tensor.is_contiguous() for tensor in found[-1])
+            assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)), name
+
+
+def row_norms_of_float64_are_an_error() -> None:
+    x = torch.randn(3, 4).double()
+    for op, nothing in (("layer_norm", (None, None)), ("rms_norm", (None,))):
+        with pytest.raises(RuntimeError, match="float32, float16 and bfloat16"):
+            load(op).forward(x, None, *nothing, 1, 1e-5)
+
+
 CHECKS: dict[str, Callable[[], object]] = {
     check.__name__: check
     for check in (
@@ -199,6 +273,10 @@ CHECKS: dict[str, Callable[[], object]] = {
         attention_over_sequences_leaves_zeros_between_them,
         attention_of_float64_is_an_error,
         attention_writes_the_gradients_of_a_packed_projection_in_place,
+        row_norms_make_gradients_for_what_needs_them,
+        row_norms_read_parameters_of_any_strides_and_dtype,
+        row_norms_of_rows_that_lie_anywhere,
+        row_norms_of_float64_are_an_error,
     )
 }
 

@@ -73,6 +73,19 @@ def test_backward_passes_opcheck(op: str, needs: list[bool], layout: str, backen
     )
 
 
+@pytest.mark.parametrize("op", ["group_norm", "batch_norm"])
+def test_a_gradient_that_is_passed_on_is_no_alias(op: str) -> None:
+    """Of a residual under the identity: the output's own gradient."""
+    arguments = list(forward_arguments(op, "reference", "contiguous", torch.float32, False, False))
+    arguments[arguments.index("silu")] = "identity"
+    operator = OPERATORS[op]
+    output, statistics = operator.forward_op(*arguments)
+    tensors, statics = arguments[: operator.count], arguments[operator.count : -1]
+    given = (torch.randn_like(output), *tensors, statistics, *statics, [True] * 4, "reference")
+    torch.library.opcheck(operator.backward_op, given, test_utils=CHECKS)
+    assert torch.equal(operator.backward_op(*given)[3], given[0])
+
+
 @pytest.mark.parametrize("op", OPERATORS)
 def test_the_ops_are_registered_under_their_names(op: str) -> None:
     assert getattr(torch.ops.fastdl, f"{op}_forward").default is OPERATORS[op].forward_op

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
-from tests.support import batch_norm, conv_norm_act, group_norm
+from tests.support import batch_norm, conv_norm_act, group_norm, row_norms
 
-OPERATORS = {operator.name: operator for operator in (group_norm.OPERATOR, batch_norm.OPERATOR, conv_norm_act.OPERATOR)}
+OPERATORS = {
+    operator.name: operator
+    for operator in (
+        group_norm.OPERATOR,
+        batch_norm.OPERATOR,
+        conv_norm_act.OPERATOR,
+        row_norms.LAYER_NORM,
+        row_norms.RMS_NORM,
+    )
+}

@@ -1,0 +1,10 @@
+#pragma once
+
+#include "row_norm.h"
+
+namespace fastdl {
+
+void layer_norm_forward(const RowNorm& norm, const RowNormResults& results);
+void layer_norm_backward(const RowNorm& norm, const RowNormGradients& gradients);
+
+}  // namespace fastdl
