@@ -27,10 +27,11 @@ class GroupNorm(torch.nn.GroupNorm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
+        bias: bool = True,
         activation: str = "identity",
         activation_param: float | None = None,
     ) -> None:
-        super().__init__(num_groups, num_channels, eps, affine, device, dtype)
+        super().__init__(num_groups, num_channels, eps, affine, device, dtype, **unless_default(bias))
         resolve_activation("GroupNorm", activation, activation_param)
         self.activation = activation
         self.activation_param = activation_param
@@ -50,3 +51,8 @@ def describe_activation(activation: str, parameter: float | None) -> str:
     if activation == "identity":
         return ""
     return f", activation={activation}" + ("" if parameter is None else f"({parameter})")
+
+
+def unless_default(bias: bool) -> dict[str, bool]:
+    """``bias`` as a keyword of torch's norms; the older of the versions that are served have none."""
+    return {} if bias else {"bias": False}

@@ -1,4 +1,4 @@
-"""fastdl.nn.ConvNormAct2d beside the nn.Sequential that it replaces: its weights, its results, its gradients."""
+"""fastdl.nn.ConvNormAct1d, 2d and 3d beside the nn.Sequential that they replace: weights, results, gradients."""
 
 from __future__ import annotations
 
@@ -10,63 +10,65 @@ import pytest
 import torch
 from torch import Tensor
 
-import fastdl
 from fastdl import nn
-from tests.support.backends import BACKENDS_UNDER_TEST
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 NORMS = ("batch", "group", "layer", "instance", "none")
 ORDERS = ("conv_norm_act", "conv_act_norm")
 
 
-@pytest.fixture(params=["reference", "cpu"], autouse=True)
-def backend(request: pytest.FixtureRequest):
-    BACKENDS_UNDER_TEST[request.param].device()
-    with fastdl.use_backend(request.param):
-        yield request.param
+RANKS = pytest.mark.parametrize("rank", [1, 2, 3])
 
 
-def plain_norm(norm: str) -> torch.nn.Module:
+def plain_norm(norm: str, rank: int) -> torch.nn.Module:
     if norm == "instance":
         return torch.nn.GroupNorm(8, 8)
     return {
-        "batch": torch.nn.BatchNorm2d(8),
+        "batch": getattr(torch.nn, f"BatchNorm{rank}d")(8),
         "group": torch.nn.GroupNorm(4, 8),
         "layer": torch.nn.GroupNorm(1, 8),
         "none": torch.nn.Identity(),
     }[norm]
 
 
-def plain(norm: str, order: str, bias: bool = True, **convolution: int) -> torch.nn.Sequential:
-    conv = torch.nn.Conv2d(3, 8, 3, bias=bias, **convolution)
-    norm_module, act = plain_norm(norm), torch.nn.SiLU()
+def plain(norm: str, order: str, bias: bool = True, rank: int = 2, **convolution: int) -> torch.nn.Sequential:
+    conv = getattr(torch.nn, f"Conv{rank}d")(3, 8, 3, bias=bias, **convolution)
+    norm_module, act = plain_norm(norm, rank), torch.nn.SiLU()
     model = torch.nn.Sequential(conv, *((norm_module, act) if order == "conv_norm_act" else (act, norm_module)))
-    generator = torch.Generator().manual_seed(1)
+    source = generator(1)
     with torch.no_grad():
         for value in model.state_dict().values():
             if value.is_floating_point():
-                value.copy_(0.3 + 0.5 * torch.rand(value.shape, generator=generator))
+                value.copy_(0.3 + 0.5 * torch.rand(value.shape, generator=source))
     return model
 
 
-def fused(norm: str, order: str, bias: bool = True, **convolution: int) -> nn.ConvNormAct2d:
+def fused(norm: str, order: str, bias: bool = True, rank: int = 2, **convolution: int) -> nn.ConvNormAct2d:
     groups = 4 if norm == "group" else None
-    return nn.ConvNormAct2d(
+    return getattr(nn, f"ConvNormAct{rank}d")(
         3, 8, 3, norm=norm, num_groups=groups, order=order, activation="silu", bias=bias, **convolution
     )
 
 
-def images(seed: int = 0) -> Tensor:
-    return torch.randn(4, 3, 9, 8, generator=torch.Generator().manual_seed(seed))
+def images(seed: int = 0, rank: int = 2) -> Tensor:
+    return torch.randn({1: (4, 3, 9), 2: (4, 3, 9, 8), 3: (2, 3, 5, 6, 4)}[rank], generator=generator(seed))
 
 
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@RANKS
 @pytest.mark.parametrize(("norm", "order"), list(itertools.product(NORMS, ORDERS)))
-def test_the_state_dict_of_the_sequential_loads_unchanged(norm: str, order: str) -> None:
-    sequential, module = plain(norm, order), fused(norm, order)
+def test_the_state_dict_of_the_sequential_loads_unchanged(norm: str, order: str, rank: int) -> None:
+    sequential, module = plain(norm, order, rank=rank), fused(norm, order, rank=rank)
     state = sequential.state_dict()
     keys = list(state)
     assert module.load_state_dict(state) == torch.nn.modules.module._IncompatibleKeys([], [])
     assert list(state) == keys, "the caller's dictionary was changed"
-    torch.testing.assert_close(module.eval()(images()), sequential.eval()(images()))
+    x = images(rank=rank)
+    torch.testing.assert_close(module.eval()(x), sequential.eval()(x))
 
 
 def test_the_state_dict_loads_inside_a_larger_model() -> None:
@@ -103,21 +105,20 @@ def test_missing_and_unexpected_keys_are_still_told() -> None:
 
 
 @pytest.mark.parametrize(("norm", "order", "training"), list(itertools.product(NORMS, ORDERS, (True, False))))
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_results_are_those_of_the_sequential(norm: str, order: str, training: bool, channels_last: bool) -> None:
-    sequential, module = plain(norm, order, stride=2, padding=1), fused(norm, order, stride=2, padding=1)
+@pytest.mark.parametrize("layout", ["conv1d", "conv2d", "channels_last", "conv3d"])
+def test_results_are_those_of_the_sequential(norm: str, order: str, training: bool, layout: str) -> None:
+    rank = 2 if layout == "channels_last" else int(layout[-2])
+    sequential = plain(norm, order, rank=rank, stride=2, padding=1)
+    module = fused(norm, order, rank=rank, stride=2, padding=1)
     module.load_state_dict(sequential.state_dict())
     results = []
     for model in (module, sequential):
         model.train(training)
-        if channels_last:
+        x = images(rank=rank)
+        if layout == "channels_last":
             model.to(memory_format=torch.channels_last)
-        x = (
-            images()
-            .contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-            .requires_grad_()
-        )
-        output = model(x)
+            x = x.contiguous(memory_format=torch.channels_last)
+        output = model(x.requires_grad_())
         output.sin().sum().backward()
         gradients = {tuple(p.shape): p.grad for p in model.parameters() if p.ndim > 1}
         results.append([output, x.grad, *gradients.values(), *(b for b in model.buffers())])
@@ -194,3 +195,70 @@ def test_copies_pickles_and_repr() -> None:
         assert torch.equal(twin(images()), module(images()))
         assert repr(twin) == repr(module)
     assert "order=conv_act_norm, activation=silu" in repr(module)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_frozen_norm_stays_frozen_in_training(order: str) -> None:
+    """Fine-tuning calls the norms' `eval` inside of a network that trains: their statistics are used and not moved."""
+    sequential, module = plain("batch", order), fused("batch", order)
+    module.load_state_dict(sequential.state_dict())
+    for model in (module, sequential):
+        model.train()
+        for part in model.modules():
+            if isinstance(part, torch.nn.BatchNorm2d):
+                part.eval()
+    torch.testing.assert_close(module(images()), sequential(images()))
+    norm = sequential[1 if order == "conv_norm_act" else 2]
+    for name, buffer in norm.named_buffers():
+        assert torch.equal(module.norm.get_buffer(name), buffer)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_norm_whose_tracking_is_switched_off(training: bool) -> None:
+    sequential, module = plain("batch", "conv_norm_act"), fused("batch", "conv_norm_act")
+    module.load_state_dict(sequential.state_dict())
+    for model, norm in ((module, module.norm), (sequential, sequential[1])):
+        norm.track_running_stats = False
+        model.train(training)
+    torch.testing.assert_close(module(images()), sequential(images()))
+    for name, buffer in sequential[1].named_buffers():
+        assert torch.equal(module.norm.get_buffer(name), buffer)
+
+
+def test_messages_name_the_module() -> None:
+    for rank in (1, 2, 3):
+        with pytest.raises(ValueError, match=f"^ConvNormAct{rank}d: norm must be one of"):
+            getattr(nn, f"ConvNormAct{rank}d")(3, 8, 3, norm="bn")
+        with pytest.raises(ValueError, match="input and weight must both have 3, 4 or 5 dimensions"):
+            fused("batch", "conv_norm_act", rank=rank)(torch.randn(2, 3, *[5] * (rank % 3 + 1)))
+
+
+@RANKS
+def test_devices_and_dtypes_are_passed_to_the_parameters(rank: int) -> None:
+    module = getattr(nn, f"ConvNormAct{rank}d")(3, 8, 3, device="meta", dtype=torch.bfloat16)
+    assert {(p.device.type, p.dtype) for p in module.parameters()} == {("meta", torch.bfloat16)}
+
+
+@RANKS
+def test_half_precision_modules(rank: int) -> None:
+    sequential, module = plain("batch", "conv_norm_act", rank=rank), fused("batch", "conv_norm_act", rank=rank)
+    module.load_state_dict(sequential.state_dict())
+    x = images(rank=rank)
+    output = module.bfloat16()(x.bfloat16())
+    assert output.dtype == torch.bfloat16
+    # The convolution's output is rounded to bfloat16 before the norm, in torch's as in ours.
+    torch.testing.assert_close(output, sequential.bfloat16()(x.bfloat16()), rtol=0.02, atol=0.02)
+
+
+@RANKS
+@pytest.mark.parametrize("training", [True, False])
+def test_they_compile_whole(rank: int, training: bool, backend: str) -> None:
+    if backend == "cpu":
+        pytest.skip("one backend shows it; compiling takes seconds")
+    module = fused("batch", "conv_norm_act", rank=rank).train(training)
+    twin = copy.deepcopy(module)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images(rank=rank)), twin(images(rank=rank)))
+    for name, buffer in twin.named_buffers():
+        torch.testing.assert_close(module.get_buffer(name), buffer)
+    torch._dynamo.reset()
