@@ -20,7 +20,7 @@ from .cases import LAYOUT_LABELS, Benchmark, Case, select
 from .gpu import GPU, GPU_QUICK, TIME_LIMIT
 from .harness import Settings
 from .run import Outcome, Progress, run_cases
-from .summary import call_overhead, summarise
+from .summary import added_to_parts, call_overhead, summarise
 from .timing import FULL, QUICK, Effort, timer_for
 
 POOLS = {"on": ("on",), "off": ("off",), "both": ("on", "off")}
@@ -231,7 +231,7 @@ def threads(number: int | None) -> Iterator[None]:
 def heading(benchmark: Benchmark, device: torch.device, run: results.Run, pools: tuple[str | None, ...]) -> str:
     """What stands above the table: machine, software, ceilings."""
     request = dispatch.requested()
-    backend = dispatch.choose(benchmark.name, request, device.type, torch.float32)
+    backend = dispatch.choose(benchmark.serving_op, request, device.type, torch.float32)
     described = machine.describe(device)
     place = str(described["name"])
     if device.type == "cpu":
@@ -264,6 +264,11 @@ def show(outcome: Outcome, path: Path) -> None:
         print(
             f"call overhead at {record.case.label} {LAYOUT_LABELS[record.case.layout]}, {measurement.pass_name}: "
             f"{taken * 1e6:+.1f} microseconds over eager"
+        )
+    for added in added_to_parts(outcome.records):
+        print(
+            f"added to the {added.part} alone, {LAYOUT_LABELS[added.layout]} {added.dtype}, {added.pass_name}: "
+            f"{added.contender} {added.median:+.1%} (most {added.most:+.1%})"
         )
     for record in outcome.records:
         for name, reason in record.rejected.items():

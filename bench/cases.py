@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +17,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 # Attention's are of (N, H, L, E): three tensors of their own, or the slices of one projection, heads inside of lengths.
 ATTENTION_LAYOUTS = ("separate", "packed")
-LAYOUT_LABELS = {"nchw": "NCHW", "channels_last": "NHWC", "separate": "NHLE", "packed": "NLHE"}
+LAYOUT_LABELS = {"nchw": "NCHW", "channels_last": "NHWC", "separate": "NHLE", "packed": "NLHE", "rows": "rows"}
 
-Function = Callable[..., Tensor]
-"""``function(input, *parameters)`` -> output; the parameters are those that `Benchmark.parameters` made."""
+Function = Callable[..., Any]
+"""``function(input, *parameters)`` -> the output, or a tuple of outputs; the parameters are `Benchmark.parameters`'."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the comparison: a shape in one memory layout and one dtype; attention's shape is (N, H, L, E).
+    """One row of the comparison: a shape in one memory layout and one dtype: (N, C, H, W), attention's (N, H, L, E), or
+    rows of any number of dimensions.
 
     ``variant`` is what else is told of a case, such as ``causal``.
     """
 
-    size: tuple[int, int, int, int]
+    size: tuple[int, ...]
     layout: str
     dtype: str
     activation: str
@@ -50,8 +53,7 @@ class Case:
 
     @property
     def elements(self) -> int:
-        n, c, h, w = self.size
-        return n * c * h * w
+        return math.prod(self.size)
 
     @property
     def tensor_bytes(self) -> int:
@@ -89,6 +91,10 @@ class Benchmark:
         gpu_cases: the cases on a GPU, the most telling first, since there the time is limited.
         arrange: ``(case, values)`` -> the input or the output's gradient in the case's memory layout.
         overhead_size: the small shape at which the cost of the call itself is told.
+        parts: functions by name that do a part of the work, such as the convolution alone: timed with the contenders,
+            so that what each adds to it can be told.
+        only_forward: whether a case has no backward pass to be timed, as in inference.
+        op: the op whose kernels serve it, where that is not of the benchmark's name.
     """
 
     name: str
@@ -101,9 +107,16 @@ class Benchmark:
     peers: tuple[Peer, ...]
     forward_work: Callable[[Case], Work]
     backward_work: Callable[[Case], Work]
-    overhead_size: tuple[int, int, int, int] = (2, 64, 8, 8)
+    overhead_size: tuple[int, ...] = (2, 64, 8, 8)
     gpu_cases: tuple[Case, ...] = ()
     arrange: Callable[[Case, Tensor], Tensor] = in_memory_format
+    parts: Mapping[str, Callable[[Case], Function]] = field(default_factory=dict)
+    only_forward: Callable[[Case], bool] = lambda case: False
+    op: str = ""
+
+    @property
+    def serving_op(self) -> str:
+        return self.op or self.name
 
     def cases_on(self, device_type: str) -> tuple[Case, ...]:
         """The cases that are measured on a kind of device."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,13 +27,19 @@ def outcomes(function: Function, operands: Operands, dtype: torch.dtype | None =
         input, grad = input.to(dtype), grad.to(dtype)
     input = input.requires_grad_()
     parameters = copies(operands.parameters, dtype)
-    output = function(input, *parameters)
+    outputs = outputs_of(function(input, *parameters))
     leaves = [parameter for parameter in parameters if parameter.requires_grad]
-    gradients = torch.autograd.grad(output, [input, *leaves], grad)
-    named = {"output": output.detach(), "gradient of the input": gradients[0]}
+    gradients = torch.autograd.grad(outputs, [input, *leaves], [grad] * len(outputs))
+    named = {"output": outputs[0].detach(), "gradient of the input": gradients[0]}
+    named |= {f"output {i}": output.detach() for i, output in enumerate(outputs[1:], 1)}
     named |= {f"gradient of parameter {i}": gradient for i, gradient in enumerate(gradients[1:])}
     named |= {f"buffer {i}": p for i, p in enumerate(parameters) if not p.requires_grad and p.is_floating_point()}
     return named
+
+
+def outputs_of(result: Any) -> tuple[Tensor, ...]:
+    """The outputs of a function that may have one or several, each of the input's shape."""
+    return result if isinstance(result, tuple) else (result,)
 
 
 def copies(parameters: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:

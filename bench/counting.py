@@ -39,6 +39,20 @@ def norm_backward(tensor_bytes: int, channel_bytes: int, statistics: int) -> Wor
     return Work(3 * tensor_bytes + 4 * channel_bytes + 2 * 8 * statistics)
 
 
+def convolution_forward(tensor_bytes: int, shape: tuple[int, ...], kernel: int) -> Work:
+    """A convolution of (N, C, H, W) to as many channels, stride 1: read x and the weight, write y."""
+    samples, channels, height, width = shape
+    weight_bytes = tensor_bytes // (samples * channels * height * width) * channels**2 * kernel**2
+    return Work(2 * tensor_bytes + weight_bytes, 2 * samples * height * width * channels**2 * kernel**2)
+
+
+def convolution_backward(tensor_bytes: int, shape: tuple[int, ...], kernel: int) -> Work:
+    """Its backward: read grad_y, x and the weight, write both gradients; two products of the forward's size."""
+    forward = convolution_forward(tensor_bytes, shape, kernel)
+    weight_bytes = forward.bytes - 2 * tensor_bytes
+    return Work(3 * tensor_bytes + 2 * weight_bytes, 2 * forward.matrix_operations)
+
+
 def attention_forward(query_bytes: int, shape: tuple[int, ...], pairs: int) -> Work:
     """Attention forward over (N, H, L, E) with as many keys: read q, k, v, write the output and a float32 a row.
 
@@ -54,7 +68,7 @@ def attention_backward(query_bytes: int, shape: tuple[int, ...], pairs: int) -> 
     return Work(8 * query_bytes + 4 * samples * heads * length, 5 * 2 * features * pairs * samples * heads)
 
 
-def saved_bytes(function: Callable[..., Tensor], input: Tensor, parameters: Sequence[Tensor]) -> int:
+def saved_bytes(function: Callable[..., object], input: Tensor, parameters: Sequence[Tensor]) -> int:
     """Bytes that one forward call keeps alive for its backward: each storage once, parameters and buffers left out.
 
     The input counts: as a layer's input it is the activation that would otherwise be free to go.

@@ -14,7 +14,7 @@ from fastdl.ops import dispatch
 
 from .cases import DTYPES, Benchmark, Case, Function
 from .ceilings import copy_call
-from .correctness import Judge, copies
+from .correctness import Judge, copies, outputs_of
 from .counting import Work, saved_bytes
 from .gpu import GRAPH_BYTES, context_of, own_backends, time_replayed
 from .operands import Operands, count_sets, make_operands
@@ -60,12 +60,12 @@ def measure(
         if pool == "off" and len(settings.pools) > 1 and case.tensor_bytes < POOL_THRESHOLD_BYTES:
             continue  # no output of this case comes from the pool
         with pool_state(pool):
-            for pass_name in (FORWARD, FORWARD_BACKWARD):
+            for pass_name in (FORWARD,) if benchmark.only_forward(case) else (FORWARD, FORWARD_BACKWARD):
                 say(f"{pass_name}, pool {pool}" if pool else pass_name)
                 work = benchmark.forward_work(case)
                 if pass_name == FORWARD_BACKWARD:
                     work = work + benchmark.backward_work(case)
-                measured = _time_pass(pass_name, pool, functions, operands, work, case, settings, timer)
+                measured = _time_pass(benchmark, pass_name, pool, functions, operands, work, case, settings, timer)
                 measurements.append(measured)
                 if device.type == "cuda" and case.tensor_bytes <= GRAPH_BYTES:
                     say(f"{pass_name}, from a CUDA graph")
@@ -77,7 +77,7 @@ def measure(
 
 def served_by(benchmark: Benchmark, case: Case, device: torch.device) -> str:
     """The backend behind ours."""
-    return dispatch.choose(benchmark.name, dispatch.requested(), device.type, DTYPES[case.dtype])
+    return dispatch.choose(benchmark.serving_op, dispatch.requested(), device.type, DTYPES[case.dtype])
 
 
 def pool_state(pool: str | None) -> AbstractContextManager[None]:
@@ -149,6 +149,7 @@ def compiled(function: Function) -> Function:
 
 
 def _time_pass(
+    benchmark: Benchmark,
     pass_name: str,
     pool: str | None,
     functions: dict[str, Function],
@@ -160,11 +161,13 @@ def _time_pass(
 ) -> Measurement:
     calls = _calls(pass_name, functions, operands)
     calls[COPY] = copy_call(operands.inputs)
+    calls |= _calls(pass_name, {name: part(case) for name, part in benchmark.parts.items()}, operands)
     with torch.set_grad_enabled(pass_name == FORWARD_BACKWARD):
         times = interleave(calls, timer, settings.effort, context_of)
     bandwidth = 2 * case.tensor_bytes / times.pop(COPY).median
     floor = work.floor(bandwidth, settings.matrix_rates.get(case.dtype, 0.0))
-    return Measurement(pass_name, pool, times, work.bytes, bandwidth, floor)
+    parts = {name: times.pop(name) for name in benchmark.parts}
+    return Measurement(pass_name, pool, times, work.bytes, bandwidth, floor, parts)
 
 
 def _time_graph(
@@ -187,20 +190,21 @@ def forward_call(function: Function, operands: Operands) -> Call:
     inputs, parameters = operands.inputs, operands.parameters
     sets = len(inputs)
 
-    def call(index: int) -> Tensor:
+    def call(index: int) -> object:
         return function(inputs[index % sets], *parameters)
 
     return call
 
 
 def forward_backward_call(function: Function, operands: Operands) -> Call:
-    """Forward, then the gradients of the input and of every parameter that has one."""
+    """Forward, then the gradients of the input and of every parameter that has one; a part of the work may use few."""
     inputs, grads, parameters = operands.inputs, operands.grads, operands.parameters
     leaves, sets = operands.differentiable, len(inputs)
 
     def call(index: int) -> tuple[Tensor, ...]:
         position = index % sets
         input = inputs[position]
-        return torch.autograd.grad(function(input, *parameters), (input, *leaves), grads[position])
+        outputs = outputs_of(function(input, *parameters))
+        return torch.autograd.grad(outputs, (input, *leaves), [grads[position]] * len(outputs), allow_unused=True)
 
     return call

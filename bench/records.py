@@ -32,6 +32,7 @@ class Measurement:
         work_bytes: the least that this pass must move.
         copy_bandwidth: bytes/s (read and written) of copying the same inputs, timed in the same rounds.
         floor: seconds, ``work_bytes / copy_bandwidth`` for an op without matrix products.
+        parts: seconds a call of what does a part of the work, timed in the same rounds.
     """
 
     pass_name: str
@@ -40,6 +41,7 @@ class Measurement:
     work_bytes: int
     copy_bandwidth: float
     floor: float
+    parts: dict[str, Spread] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,15 @@ def to_json(record: CaseRecord) -> dict[str, Any]:
     return content
 
 
+def _spreads(content: dict[str, Any]) -> dict[str, Spread]:
+    return {name: Spread(**spread) for name, spread in content.items()}
+
+
 def from_json(content: dict[str, Any]) -> CaseRecord:
     """`to_json`'s inverse. Raises KeyError or TypeError for anything else."""
     case = {**content["case"], "size": tuple(content["case"]["size"])}
     measurements = tuple(
-        Measurement(**{**m, "times": {name: Spread(**spread) for name, spread in m["times"].items()}})
+        Measurement(**{**m, "times": _spreads(m["times"]), "parts": _spreads(m.get("parts", {}))})
         for m in content["measurements"]
     )
     return CaseRecord(**{**content, "case": Case(**case), "measurements": measurements})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -87,6 +88,36 @@ def summarise(records: Sequence[CaseRecord]) -> list[Summary]:
 
 def _known(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
+
+
+@dataclass(frozen=True)
+class Added:
+    """What a contender takes beyond a part of the work, as shares of the part's time: the median case and the worst."""
+
+    part: str
+    contender: str
+    pass_name: str
+    layout: str
+    dtype: str
+    median: float
+    most: float
+
+
+def added_to_parts(records: Sequence[CaseRecord], contenders: Sequence[str] = ("ours", "eager")) -> list[Added]:
+    """For each part, contender, pass, layout and dtype that was measured, with the pool on where there is one."""
+    shares: dict[tuple[str, str, str, str, str], list[float]] = {}
+    for record in records:
+        for m in record.measurements:
+            for part, spread in m.parts.items():
+                for name in contenders:
+                    if name in m.times and m.pool != "off":
+                        key = (part, name, _pass_of(record, m), record.case.layout, record.case.dtype)
+                        shares.setdefault(key, []).append(m.times[name].median / spread.median - 1)
+    return [Added(*key, statistics.median(found), max(found)) for key, found in shares.items()]
+
+
+def _pass_of(record: CaseRecord, measurement: Measurement) -> str:
+    return " ".join(filter(None, (record.case.variant, measurement.pass_name)))
 
 
 def saved_ratio(records: Sequence[CaseRecord]) -> float | None:

@@ -8,8 +8,8 @@ from fastdl.bench.cases import DTYPES, select
 
 
 def test_every_benchmark_is_found_by_its_file():
-    assert registry.names() == ["attention", "batch_norm", "group_norm"]
-    with pytest.raises(ValueError, match="no benchmark of 'softmax'; there are: attention, batch_norm, group_norm"):
+    assert registry.names() == ["attention", "batch_norm", "conv_norm_act", "group_norm", "layer_norm", "rms_norm"]
+    with pytest.raises(ValueError, match="no benchmark of 'softmax'; there are: attention, batch_norm, conv_norm_act"):
         registry.load("softmax")
 
 

@@ -1,5 +1,6 @@
 """One tiny case, truly measured; what cannot be timed is told."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from fastdl.bench import registry
 from fastdl.bench.cases import Case
 from fastdl.bench.harness import Settings, measure
 from fastdl.bench.peers import Peer
+from fastdl.bench.records import from_json, to_json
 from fastdl.bench.timing import Effort
 
 TINY = Effort(seconds=0.0, warm_up=0.0, batch=0.0, least_rounds=2)
@@ -44,6 +46,22 @@ def test_a_case_is_measured_whole(name, case):
         assert m.floor == pytest.approx(m.work_bytes / m.copy_bandwidth)
     assert record.measurements[0].work_bytes < record.measurements[1].work_bytes
     assert record.saved_bytes["eager"] >= 2 * case.tensor_bytes
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize(("variant", "passes"), [("training", 2), ("inference", 1)])
+def test_a_part_of_the_work_is_timed_beside_it(variant, passes, layout):
+    case = Case((2, 8, 4, 4), layout, "float32", "relu", "batch of 2, 8x8", variant=variant)
+    settings = Settings(effort=TINY, compile=False, matrix_rates={"float32": 1e11})
+    with fastdl.use_backend("reference"):
+        record = measure(registry.load("conv_norm_act"), case, settings)
+    assert record.rejected == {}
+    assert len(record.measurements) == passes
+    for m in record.measurements:
+        assert list(m.times) == ["ours", "eager", "in place"]
+        assert list(m.parts) == ["convolution"]
+        assert m.parts["convolution"].median > 0
+    assert from_json(json.loads(json.dumps(to_json(record)))) == record
 
 
 def test_times_and_floor_follow_the_clock():

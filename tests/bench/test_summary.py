@@ -1,5 +1,7 @@
 """Ratios and means from injected times."""
 
+from dataclasses import replace
+
 import pytest
 
 from fastdl.bench.cases import Case
@@ -7,6 +9,7 @@ from fastdl.bench.records import CaseRecord, Measurement
 from fastdl.bench.summary import (
     FORWARD,
     FORWARD_BACKWARD,
+    added_to_parts,
     best_other,
     best_peer,
     call_overhead,
@@ -93,6 +96,18 @@ def test_saved_ratio_is_the_largest():
     ]
     assert saved_ratio(records) == 0.6
     assert saved_ratio([]) is None
+
+
+def test_what_is_added_to_a_part_is_told_by_contender_pass_and_layout():
+    records = [
+        record(replace(measurement(ours=ours, eager=2.0), parts={"convolution": Spread(1.0, 1.0, 1.0, 1, 1)}))
+        for ours in (1.05, 1.1, 1.5)
+    ]
+    found = {(a.contender, a.pass_name): (a.median, a.most) for a in added_to_parts(records)}
+    ((_, pass_name),) = {key for key in found if key[0] == "ours"}
+    assert found["ours", pass_name] == pytest.approx((0.1, 0.5))
+    assert found["eager", pass_name] == pytest.approx((1.0, 1.0))
+    assert added_to_parts([record(measurement())]) == []
 
 
 def test_call_overhead_is_told_at_the_small_size_alone():

@@ -202,6 +202,7 @@ from pathlib import Path
 from fastdl.data import load_dataset
 from fastdl.training import *
 from fastdl.training.batches import TrainingBatches
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
 original = TrainingBatches.training_batch
 def batch(self, epoch, number):
     if (epoch, number) == (1, 3):
