@@ -198,7 +198,7 @@ def test_rows_that_lie_anywhere_though_the_first_is_aligned(where: str, strides:
         problem = row.expected.problem
         tensors, grad_output = dict(problem.tensors), problem.grad_output
         given = grad_output if where == "gradient" else tensors[where]
-        outside = (400, 1)[: given.ndim - 3]
+        outside = (400,) * (given.ndim - 3)
         moved = torch.zeros(800).as_strided(given.shape, (*outside, *strides, 1)).copy_(given)
         if where == "gradient":
             grad_output = moved
