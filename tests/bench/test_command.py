@@ -11,6 +11,8 @@ from fastdl.bench import __main__ as command
 from fastdl.bench import machine, registry
 from fastdl.bench.timing import Effort
 
+SMALL = ((2, 64, 8, 8), (2, 2, 16, 16), (2, 16, 64))
+
 
 @pytest.fixture
 def tiny(monkeypatch):
@@ -18,9 +20,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(command, "QUICK", Effort(seconds=0.0, warm_up=0.0, batch=0.0, least_rounds=2))
     monkeypatch.setattr(command.ceilings, "memory_copy_bandwidth", lambda device, timer: 1e10)
     monkeypatch.setattr(command.ceilings, "matrix_rate", lambda device, dtype, timer: 1e11)
-    monkeypatch.setattr(
-        command, "select", lambda cases, **options: tuple(c for c in cases if c.size in ((2, 64, 8, 8), (2, 2, 16, 16)))
-    )
+    monkeypatch.setattr(command, "select", lambda cases, **options: tuple(c for c in cases if c.size in SMALL))
 
 
 OPTIONS = ["--shapes", "quick", "--no-compile", "--threads", "1"]

@@ -187,6 +187,20 @@ def test_statistics_at_a_mean_far_above_the_deviation(path: str, centre: float) 
 
 
 @every_path
+def test_gradients_at_a_mean_far_above_the_deviation(path: str) -> None:
+    """The mean that is saved is off by up to 0.03 deviations; the gradients must not be."""
+    generator = torch.Generator().manual_seed(3)
+    x, g = 1e6 + torch.randn(7, 90, generator=generator), torch.randn(7, 90, generator=generator) + 1
+    w, b = torch.rand(2, 90, generator=generator) + 0.5
+    _, _, statistics = layer_kernels.forward(x, None, w, b, 1, 1e-5)
+    found = layer_kernels.backward(g, None, x, None, w, b, statistics, 1, 1e-5, [True] * 4)
+    wide = [t.double().requires_grad_() for t in (x, w, b)]
+    truth = torch.autograd.grad(F.layer_norm(wide[0], (90,), *wide[1:], 1e-5), wide, g.double())
+    for ours, expected in zip((found[0], *found[2:]), truth, strict=True):
+        torch.testing.assert_close(ours.double(), expected, rtol=0, atol=2e-5)
+
+
+@every_path
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_sum_is_rounded_before_its_statistics(path: str, dtype: torch.dtype) -> None:
     """What backward sees of the residual is the rounded sum: one value alone, the others lost, has no deviation."""
