@@ -12,9 +12,9 @@ __device__ __forceinline__ Centre centre_of(const RowNormCall& call, float squar
   return {0.0f, 0.0f, reciprocal_root(squares / float(call.width), call.eps)};
 }
 __device__ __forceinline__ Centre centre_of(const RowNormCall& call, float mean, const float (&sums)[2]) {
-  const float low = sums[0] / float(call.width), variance = sums[1] / float(call.width) - low * low;
-  // Below 0 by rounding where all values are the same; a NaN stays.
-  return {mean, low, reciprocal_root(variance < 0.0f ? 0.0f : variance, call.eps)};
+  const float low = sums[0] / float(call.width);
+  // Nothing is left of values that are all the same: they deviate by few units in the last place, whose sums are exact.
+  return {mean, low, reciprocal_root(sums[1] / float(call.width) - low * low, call.eps)};
 }
 
 template <bool centered>

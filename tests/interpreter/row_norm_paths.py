@@ -345,6 +345,7 @@ def view(*sizes: int) -> Tensor:
         ((view(3, 2, 25),), 1, (True,), 6, 1),
         ((view(6, 40)[:, 8:32],), 1, (True,), 6, 8),
         ((view(6, 25)[:, :24],), 1, (True,), 6, 1),  # rows 50 bytes apart
+        ((view(6, 24), view(6, 25)[:, :24]), 1, (True, True), 6, 1),
         ((view(2, 3, 24).transpose(0, 1), view(3, 2, 24)), 1, (True, True), 2, 8),
         ((view(5, 2, 3, 24).transpose(0, 2),), 1, (False,), 30, 8),
         ((view(3, 1, 24).expand(3, 5, 24),), 1, (True,), 5, 8),
@@ -362,6 +363,10 @@ def view(*sizes: int) -> Tensor:
         (
             (view(2, 3, 4, 8)[:, :2], view(2, 2, 5, 8)[:, :, :4], view(2, 2, 5, 8)[:, :, 1:]),
             1, (False, True, True), 4, 8,
+        ),
+        (
+            (view(2, 2, 5, 8)[:, :, :4], view(2, 3, 4, 8)[:, :2], view(2, 3, 4, 8)[:, :2]),
+            1, (False, True, True), 8, 8,
         ),
         ((view(1, 24)[:, :7],), 1, (True,), 1, 1),
         ((view(5, 24),), 2, (True,), 1, 8),

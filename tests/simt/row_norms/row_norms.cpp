@@ -58,8 +58,8 @@ SIMT_CASE(row_norm) {
   const Target target{machine.multiprocessors, machine.shared_bytes, machine.capability, Path::automatic};
   const RowNormGradients gradients{tensor_of(c, "grad_output"), tensor_of(c, "grad_sum"), c.array<void>("grad_input"),
                                    gradient_of(c, "weight"), gradient_of(c, "bias")};
-  const size_t bytes = centered ? layer_norm_backward_workspace(norm, gradients, target)
-                                : rms_norm_backward_workspace(norm, gradients, target);
+  const size_t bytes =
+      centered ? layer_norm_backward_workspace(norm, gradients, target) : rms_norm_backward_workspace(norm, gradients, target);
   void* const workspace = c.workspace(bytes);
   c.check(centered ? layer_norm_backward(norm, results.statistics, gradients, workspace, target, nullptr)
                    : rms_norm_backward(norm, results.statistics, gradients, workspace, target, nullptr));
