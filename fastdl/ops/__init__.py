@@ -5,15 +5,19 @@ from fastdl.ops.batch_norm import BATCH_NORM, batch_norm
 from fastdl.ops.conv_norm_act import conv_norm_act
 from fastdl.ops.group_norm import GROUP_NORM, group_norm
 from fastdl.ops.layer_norm import LAYER_NORM, layer_norm
+from fastdl.ops.norm_act_conv import NORM_ACT_CONV, norm_act_conv
 from fastdl.ops.rms_norm import RMS_NORM, rms_norm
 
-OPERATORS = {operator.name: operator for operator in (ATTENTION, BATCH_NORM, GROUP_NORM, LAYER_NORM, RMS_NORM)}
+OPERATORS = {
+    operator.name: operator for operator in (ATTENTION, BATCH_NORM, GROUP_NORM, LAYER_NORM, NORM_ACT_CONV, RMS_NORM)
+}
 
 __all__ = [
     "batch_norm",
     "conv_norm_act",
     "group_norm",
     "layer_norm",
+    "norm_act_conv",
     "rms_norm",
     "scaled_dot_product_attention",
     "varlen_attention",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from fastdl.ops.arguments import (
     resolve_activation,
 )
 from fastdl.ops.dispatch import Implementation
+from fastdl.ops.eager import Observer
 from fastdl.ops.operator import FusedOperator
 from fastdl.reference.batch_norm import batch_norm_with_statistics, update_running_statistics
 
@@ -83,8 +86,12 @@ def normalize_channels(
     order: str,
     residual: Tensor | None,
     op: str = "batch_norm",
+    known: Tensor | None = None,
 ) -> Tensor:
-    """`batch_norm` under the name of the op that was called, for its messages."""
+    """`batch_norm` under the name of the op that was called, for its messages.
+
+    ``known``: the batch's statistics (2 C), float64, from the call that made the input; they are not computed again.
+    """
     check_input(op, input)
     check_channel_parameter(op, "running_mean", running_mean, input)
     check_channel_parameter(op, "running_var", running_var, input)
@@ -101,14 +108,40 @@ def normalize_channels(
         if running_mean is None or running_var is None:
             raise ValueError(f"{op}: running_mean and running_var must be tensors when training=False; got None")
         return BATCH_NORM((input, weight, bias, residual, running_mean, running_var), statics)
+    observe = running_statistics_observer(op, input, running_mean, running_var, momentum)
+    adapt = None if known is None else partial(_with_statistics, known.view(2, -1))
+    return BATCH_NORM((input, weight, bias, residual, None, None), statics, observe, adapt)
+
+
+def _with_statistics(known: Tensor, kernels: Implementation) -> Implementation:
+    """Kernels that take the batch's statistics as given: forward as in evaluation, backward as in training."""
+    mean, variance = known
+
+    def forward(
+        input: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, _mean: None, _var: None,
+        *statics: Any,
+    ) -> Any:  # fmt: skip
+        return kernels.forward(input, weight, bias, residual, mean, variance, *statics)
+
+    return replace(kernels, forward=forward)
+
+
+def running_statistics_observer(
+    op: str, input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float
+) -> Observer | None:
+    """What moves the running statistics towards those of the batch, (2, C), on its way; None where there are none.
+
+    They are not differentiable and change in place, so they stay outside the op, which tells the batch's own. Raises
+    ValueError where a batch of one value a channel has no variance.
+    """
     count = input.numel() // input.shape[1] if input.shape[1] else 0
     if count == 1:
         raise ValueError(
             f"{op}: Expected more than 1 value per channel when training, got input size {tuple(input.shape)}"
         )
+    if count == 0 or (running_mean is None and running_var is None):
+        return None
 
-    # The running statistics are not differentiable and change in place, so they stay outside the op, which tells the
-    # batch's own.
     def observe(kernels: Implementation | None, statistics: Tensor) -> None:
         update = kernels.update_running_statistics if kernels is not None else None
         if update is None:
@@ -118,8 +151,7 @@ def normalize_channels(
         # The kernel writes behind autograd's back; whoever saved the old values must be told.
         torch.autograd.graph.increment_version([t for t in (running_mean, running_var) if t is not None])
 
-    tracks = count > 0 and (running_mean is not None or running_var is not None)
-    return BATCH_NORM((input, weight, bias, residual, None, None), statics, observe if tracks else None)
+    return observe
 
 
 def _reference(

@@ -70,7 +70,25 @@ def _probe_cpu() -> BackendStatus:
 
 def _load_cpu(op: str) -> Implementation:
     native.load()
+    if op in COMPOSED:
+        return _composed("cpu")
     return _registered(torch.ops.fastdl_cpu, op)
+
+
+# Ops that run on a backend's norms and the vendor's convolutions where no kernel of their own serves a call.
+COMPOSED = frozenset({"norm_act_conv"})
+
+
+def _composed(backend: str) -> Implementation:
+    from fastdl.ops.composed import composed
+
+    return composed(backend)
+
+
+def _fused_or_composed(backend: str) -> Implementation:
+    from fastdl.ops.fused_convolution import fused_or_composed
+
+    return fused_or_composed(backend)
 
 
 def _registered(namespace: Any, op: str) -> Implementation:
@@ -97,6 +115,8 @@ def _probe_triton() -> BackendStatus:
 
 
 def _load_triton(op: str) -> Implementation:
+    if op in COMPOSED:
+        return _fused_or_composed("triton")
     module = importlib.import_module(f"fastdl.kernels.{op}")
     update = getattr(module, "update_running_statistics", None)
     return Implementation(module.forward, module.backward, update_running_statistics=update)
@@ -109,7 +129,7 @@ def _probe_cuda() -> BackendStatus:
 
 def _load_cuda(op: str) -> Implementation:
     native.load("cuda")
-    return _registered(torch.ops.fastdl_cuda, op)
+    return _fused_or_composed("cuda") if op in COMPOSED else _registered(torch.ops.fastdl_cuda, op)
 
 
 _HALF_AND_SINGLE = frozenset({torch.float16, torch.bfloat16, torch.float32})
@@ -126,6 +146,10 @@ NAMES = ("auto", "reference", *BACKENDS)
 # What `auto` prefers on each kind of device, best first; the reference is always behind them. On a GPU this holds where
 # nothing was measured; see `fastdl.ops.measured`.
 PREFERENCES: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
+
+# What `auto` is on a GPU for the ops of `COMPOSED`, where nothing was measured: a backend's norms around the vendor's
+# convolutions, which are the measure of all others.
+VENDOR = "vendor"
 
 # What `choose` answers where a measurement favours another backend than the usual one: each call is then looked up.
 BY_MEASUREMENT = "measured"
@@ -204,6 +228,8 @@ def implementation(op: str, backend: str) -> Implementation:
     """The kernels of ``op`` on ``backend``, loaded once."""
     if backend == BY_MEASUREMENT:
         return _by_measurement(op)
+    if backend == VENDOR:
+        return replace(_composed(next(name for name in PREFERENCES["cuda"] if status(name).available)), backend=backend)
     return replace(BACKENDS[backend].load(op), backend=backend)
 
 
@@ -216,7 +242,7 @@ def _by_measurement(op: str) -> Implementation:
 
     order = [name for name in PREFERENCES["cuda"] if status(name).available]
     kernels = {name: implementation(op, name) for name in order}
-    usual = kernels[order[0]]
+    usual = implementation(op, VENDOR) if op in COMPOSED else kernels[order[0]]
     operator = OPERATORS[op]
 
     def serving(input: torch.Tensor) -> Implementation:
@@ -236,8 +262,9 @@ def _by_measurement(op: str) -> Implementation:
 def choose(op: str, request: str, device: str, dtype: torch.dtype) -> str:
     """The backend that serves ``op`` for this request, device type and dtype; never ``auto``.
 
-    On a GPU it may be ``measured``, which `implementation` knows: layout and size then decide, call by call. Raises
-    BackendError where a backend asked for by name is missing or does not serve this device or dtype.
+    On a GPU it may be ``measured`` or ``vendor``, which `implementation` knows: in the first, layout and size decide,
+    call by call. Raises BackendError where a backend asked for by name is missing or does not serve this device or
+    dtype.
     """
     if request == "reference":
         return request
@@ -254,6 +281,16 @@ def choose(op: str, request: str, device: str, dtype: torch.dtype) -> str:
     return request
 
 
+def choose_while_tracing(op: str, request: str, device: str, dtype: torch.dtype) -> str:
+    """`choose`, for torch.compile a constant of the graph."""
+    return choose(op, request, device, dtype)
+
+
+# What torch.compiler.assume_constant_result sets. That function imports all of Dynamo to do so, a second at every
+# start.
+choose_while_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _best(op: str, device: str, dtype: torch.dtype) -> str:
     """What ``auto`` is on a kind of device: the first that is there, or the table where it favours another one."""
     names = PREFERENCES.get(device, ())
@@ -261,8 +298,10 @@ def _best(op: str, device: str, dtype: torch.dtype) -> str:
     if device != "cuda" or usual == "reference":
         return usual
     # Only what a measurement favours is asked whether it is there: asking for `cuda` compiles it.
-    others = measured.measured_backends(op, dtype) - {usual}
-    return BY_MEASUREMENT if any(status(name).available for name in others) else usual
+    others = measured.measured_backends(op, dtype) - {VENDOR if op in COMPOSED else usual}
+    if any(status(name).available for name in others):
+        return BY_MEASUREMENT
+    return VENDOR if op in COMPOSED else usual
 
 
 def _names(dtypes: frozenset[torch.dtype]) -> str:

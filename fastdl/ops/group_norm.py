@@ -62,6 +62,16 @@ def normalize_groups(
 ) -> Tensor:
     """`group_norm` with the two further arguments that ``conv_norm_act`` needs: the order, and a residual."""
     check_input(op, input)
+    check_groups(op, input, num_groups)
+    check_channel_parameter(op, "weight", weight, input)
+    check_channel_parameter(op, "bias", bias, input)
+    check_eps(op, eps)
+    parameter = resolve_activation(op, activation, activation_param)
+    return GROUP_NORM((input, weight, bias, residual), (num_groups, eps, activation, parameter, order == "act_norm"))
+
+
+def check_groups(op: str, input: Tensor, num_groups: int) -> None:
+    """``num_groups`` must divide the channels, and leave more than one value to each group."""
     channels = input.shape[1]
     if not isinstance(num_groups, int) or isinstance(num_groups, bool):
         raise TypeError(f"{op}: num_groups must be an int; got {type(num_groups).__name__}")
@@ -72,11 +82,6 @@ def normalize_groups(
             f"{op}: input must have more than one value a group to take a variance of; got shape {tuple(input.shape)} "
             f"with num_groups={num_groups}"
         )
-    check_channel_parameter(op, "weight", weight, input)
-    check_channel_parameter(op, "bias", bias, input)
-    check_eps(op, eps)
-    parameter = resolve_activation(op, activation, activation_param)
-    return GROUP_NORM((input, weight, bias, residual), (num_groups, eps, activation, parameter, order == "act_norm"))
 
 
 def _reference(

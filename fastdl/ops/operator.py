@@ -82,9 +82,17 @@ class FusedOperator:
         self.transformed_function = transformed_function(self)
         self.forward_op, self.backward_op = register_ops(self, tensors, statics)
 
-    def __call__(self, tensors: tuple[Any, ...], statics: tuple[Any, ...], observe: Observer | None = None) -> Any:
+    def __call__(
+        self,
+        tensors: tuple[Any, ...],
+        statics: tuple[Any, ...],
+        observe: Observer | None = None,
+        adapt: Callable[[dispatch.Implementation], dispatch.Implementation] | None = None,
+    ) -> Any:
         """The op's output, on the backend that was asked for; ``observe(kernels, statistics)`` is called on the way.
 
+        ``adapt`` may make a backend's kernels quicker by what the caller knows; where others than these serve the call,
+        it is not asked.
         With ``differentiable_statistics``, the output and the statistics; with a residual that is added, the output
         and the sum.
         """
@@ -100,6 +108,8 @@ class FusedOperator:
         direct = type(input) in _PLAIN_TENSORS and not torch._C._len_torch_dispatch_stack() and not _is_transformed()
         if direct and backend != "reference":
             kernels = dispatch.implementation(self.name, backend)
+            if adapt is not None:
+                kernels = adapt(kernels)
             if torch.is_grad_enabled():
                 for tensor in tensors:
                     if tensor is not None and tensor.requires_grad:
@@ -121,7 +131,7 @@ class FusedOperator:
     def _trace(self, tensors: tuple[Any, ...], statics: tuple[Any, ...]) -> tuple[Tensor, ...]:
         input = tensors[0]
         request = dispatch.requested_view.backend
-        if _choose_while_tracing(self.name, request, input.device.type, input.dtype) == "reference":
+        if dispatch.choose_while_tracing(self.name, request, input.device.type, input.dtype) == "reference":
             return self.reference(*tensors, *statics)  # plain torch code, which the compiler may fuse
         return self.forward_op(*tensors, *statics, request)
 
@@ -163,12 +173,3 @@ class FusedOperator:
 def _is_transformed() -> bool:
     """Whether forward-mode differentiation or a ``torch.func`` transform is under way."""
     return torch.autograd.forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-
-
-def _choose_while_tracing(op: str, request: str, device: str, dtype: torch.dtype) -> str:
-    return dispatch.choose(op, request, device, dtype)
-
-
-# What torch.compiler.assume_constant_result sets. That function imports all of Dynamo to do so, a second at every
-# start.
-_choose_while_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ from fastdl.reference.batch_norm import batch_norm
 from fastdl.reference.conv_norm_act import conv_norm_act
 from fastdl.reference.group_norm import group_norm
 from fastdl.reference.layer_norm import layer_norm
+from fastdl.reference.norm_act_conv import norm_act_conv
 from fastdl.reference.rms_norm import rms_norm
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "conv_norm_act",
     "group_norm",
     "layer_norm",
+    "norm_act_conv",
     "rms_norm",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support import batch_norm, conv_norm_act, group_norm, row_norms
+from tests.support import batch_norm, conv_norm_act, group_norm, norm_act_conv, row_norms
 
 OPERATORS = {
     operator.name: operator
@@ -10,6 +10,7 @@ OPERATORS = {
         group_norm.OPERATOR,
         batch_norm.OPERATOR,
         conv_norm_act.OPERATOR,
+        norm_act_conv.OPERATOR,
         row_norms.LAYER_NORM,
         row_norms.RMS_NORM,
     )

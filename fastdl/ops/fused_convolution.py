@@ -1,0 +1,59 @@
+"""Which calls of norm_act_conv a backend's own convolution kernels serve; all others are composed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+
+from fastdl.ops.composed import composed
+from fastdl.ops.dispatch import Implementation
+
+# serves(input, weight, stride, padding, dilation, groups): "" or the reason why not.
+Serves = Callable[[Tensor, Tensor, list[int], list[int], list[int], int], str]
+
+
+@cache
+def own_kernels(backend: str) -> tuple[Serves, Implementation] | None:
+    """The convolution kernels of a backend, and what they serve; None where it has none."""
+    if backend != "triton" or importlib.util.find_spec("fastdl.kernels.norm_act_conv") is None:
+        return None
+    module = importlib.import_module("fastdl.kernels.norm_act_conv")
+    return module.serves, Implementation(module.forward, module.backward)
+
+
+def serves(
+    backend: str,
+    input: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> bool:
+    """Whether a backend's own kernels take such a call."""
+    own = own_kernels(backend)
+    return own is not None and not own[0](input, weight, stride, padding, dilation, groups)
+
+
+def fused_or_composed(backend: str) -> Implementation:
+    """The two kernels of norm_act_conv: a backend's own where they serve the call, else its norms around torch's."""
+    others = composed(backend)
+    own = own_kernels(backend)
+    if own is None:
+        return others
+    kernels = own[1]
+
+    def forward(*arguments: Any) -> Any:
+        served = serves(backend, arguments[0], arguments[3], *arguments[13:17])
+        return (kernels if served else others).forward(*arguments)
+
+    def backward(*arguments: Any) -> Any:
+        served = serves(backend, arguments[1], arguments[4], *arguments[15:19])
+        return (kernels if served else others).backward(*arguments)
+
+    return Implementation(forward, backward, update_running_statistics=others.update_running_statistics)
