@@ -11,7 +11,8 @@ from fastdl.nn.batch_norm import AnyBatchNorm, count_batch, takes_batch_statisti
 from fastdl.nn.group_norm import describe_activation
 from fastdl.nn.sync_batch_norm import SyncBatchNorm, synchronized_batch_norm
 from fastdl.ops.arguments import check_order, resolve_activation
-from fastdl.ops.conv_norm_act import NORMS, ORDERS, conv_norm_act
+from fastdl.ops.conv_norm_act import ORDERS, conv_norm_act
+from fastdl.ops.convolution import NORMS
 
 Size = int | tuple[int, ...]
 
