@@ -15,7 +15,7 @@ import torch
 import fastdl
 from fastdl.ops import dispatch
 
-from . import ceilings, choose, machine, registry, report, results, table
+from . import ceilings, choose, machine, registry, report, results, table, training
 from .cases import LAYOUT_LABELS, Benchmark, Case, select
 from .gpu import GPU, GPU_QUICK, TIME_LIMIT
 from .harness import Settings
@@ -32,11 +32,15 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m bench",
         description="Times fastdl's ops beside eager torch, torch.compile and other packages, and beside the machine's "
         "own limit. Results are printed, and kept as JSON.",
-        epilog="`python -m bench report` writes the measured tables into the texts, `python -m bench choose` the table "
-        "of what `auto` takes on a GPU (see their `--help`).",
+        epilog="`python -m bench training` times whole steps of a network. `python -m bench report` writes the "
+        "measured tables into the texts, `python -m bench choose` the table of what `auto` takes on a GPU (see their "
+        "`--help`).",
     )
     parser.add_argument(
-        "operators", nargs="*", metavar="OP", help=f"{', '.join(registry.names())}; all if none is named"
+        "operators",
+        nargs="*",
+        metavar="OP",
+        help=f"{', '.join(registry.names())}, or norms for the four norms; all if none is named",
     )
     parser.add_argument(
         "--shapes", choices=("full", "quick"), default="full", help="every shape, or a few that take a minute"
@@ -70,12 +74,14 @@ def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["report"]:
         return report.main(arguments[1:])
+    if arguments[:1] == ["training"]:
+        return training.main(arguments[1:])
     if arguments[:1] == ["choose"]:
         return choose.main(arguments[1:])
     parser = make_parser()
     options = parser.parse_args(arguments)
     try:
-        benchmarks = [registry.load(name) for name in options.operators or registry.in_order()]
+        benchmarks = [registry.load(name) for name in registry.expanded(options.operators)]
         device = checked_device(options.device)
         chosen = [
             (

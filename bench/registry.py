@@ -22,6 +22,14 @@ def in_order() -> list[str]:
     return sorted(names(), key=lambda name: (not name.endswith("norm"), name))
 
 
+def expanded(asked: list[str]) -> list[str]:
+    """The names that were asked for, each once: ``norms`` stands for every norm, and nothing for everything."""
+    if not asked:
+        return in_order()
+    norms = [name for name in in_order() if name.endswith("norm")]
+    return list(dict.fromkeys(name for one in asked for name in (norms if one == "norms" else [one])))
+
+
 def load(name: str) -> Benchmark:
     """The benchmark of an op; raises ValueError for one that has none."""
     if name not in names():

@@ -17,10 +17,15 @@ _FAMILIES = {
     "vit": ("fastdl.models.vit", "VisionTransformer"),
 }
 
-# Sizes that the literature knows by name; what builds them takes the name.
-_SIZED_VIT = ("vit_ti_16", "vit_s_16", "vit_s_32", "vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14")
+# Sizes that the literature knows by name: the module, and the function that takes the name.
+_VIT = ("vit_ti_16", "vit_s_16", "vit_s_32", "vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14")
+_RESNET = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+_SIZED = {
+    **dict.fromkeys(_VIT, ("fastdl.models.vit", "vision_transformer")),
+    **dict.fromkeys(_RESNET, ("fastdl.models.resnet", "resnet")),
+}
 
-MODELS = (*_FAMILIES, *_SIZED_VIT)
+MODELS = (*_FAMILIES, *_SIZED)
 """Names that :func:`build_model` takes."""
 
 
@@ -36,8 +41,9 @@ def build_model(name: str, **arguments: Any) -> nn.Module:
     """
     if name not in MODELS:
         raise ValueError(f"name must be one of {', '.join(MODELS)}, got {name!r}")
-    if name in _SIZED_VIT:
-        model = importlib.import_module("fastdl.models.vit").vision_transformer(name, **arguments)
+    if name in _SIZED:
+        module, function = _SIZED[name]
+        model = getattr(importlib.import_module(module), function)(name, **arguments)
     else:
         module, class_name = _FAMILIES[name]
         model = getattr(importlib.import_module(module), class_name)(**arguments)

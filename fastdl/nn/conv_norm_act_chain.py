@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastdl.nn.batch_norm import AnyBatchNorm, count_batch, takes_batch_statistics, tracked_statistics
+from fastdl.nn.batch_norm import AnyBatchNorm, takes_batch_statistics
 from fastdl.nn.conv_norm_act import ConvNormAct1d, ConvNormAct2d, ConvNormAct3d
+from fastdl.nn.norm_then_conv import batch_arguments, convolution_arguments, has_hooks
 from fastdl.nn.sync_batch_norm import SyncBatchNorm
 from fastdl.ops.conv_norm_act import convolve
-from fastdl.ops.convolution import Convolution, Norm
+from fastdl.ops.convolution import Norm
 from fastdl.ops.norm_act_conv import convolve_normalized
 
 Block = ConvNormAct1d | ConvNormAct2d | ConvNormAct3d
@@ -51,16 +52,20 @@ class ConvNormActChain(nn.Sequential):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """The last block's output for (N, C, *); a residual of the output's shape is added by the last block."""
-        blocks = list(self)
+        blocks: list[Any] = list(self)
         if not all(is_link(block) for block in blocks):
             return self._one_by_one(input, residual)
         first = blocks[0]
-        x, known = convolve(OP, input, convolution_of(first), wants_statistics(first))
+        x, known = convolve(OP, input, convolution_arguments(first.conv), wants_statistics(first))
         for block, following in itertools.pairwise(blocks):
             x, known = convolve_normalized(
-                x, norm_of(block), convolution_of(following), known=known, collect=wants_statistics(following),
+                x,
+                norm_of(block),
+                convolution_arguments(following.conv),
+                known=known,
+                collect=wants_statistics(following),
                 op=OP,
-            )  # fmt: skip
+            )
         return norm_of(blocks[-1])(x, residual, OP, known)
 
     def _one_by_one(self, input: Tensor, residual: Tensor | None) -> Tensor:
@@ -73,8 +78,11 @@ class ConvNormActChain(nn.Sequential):
 
 def is_link(block: nn.Module) -> bool:
     """Whether a block is nothing but the call of its op."""
-    hooks = block._forward_hooks or block._forward_pre_hooks or block._backward_hooks or block._backward_pre_hooks
-    return isinstance(block, Block) and not hooks and not isinstance(block.norm, (SyncBatchNorm, nn.SyncBatchNorm))
+    return (
+        isinstance(block, Block)
+        and not has_hooks(block)
+        and not isinstance(block.norm, (SyncBatchNorm, nn.SyncBatchNorm))
+    )
 
 
 def wants_statistics(block: Any) -> bool:
@@ -83,27 +91,17 @@ def wants_statistics(block: Any) -> bool:
     return isinstance(norm, AnyBatchNorm) and takes_batch_statistics(norm) and block.order == "conv_norm_act"
 
 
-def convolution_of(block: Any) -> Convolution:
-    conv = block.conv
-    return Convolution(conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-
-
 def norm_of(block: Any) -> Norm:
     """A block's norm and activation; counts the batch where the norm does so."""
     norm = block.norm
-    batch = norm if isinstance(norm, AnyBatchNorm) else None
-    running_mean, running_var = (None, None) if batch is None else tracked_statistics(batch)
-    return Norm(
-        block.norm_name,
-        None if norm is None else norm.weight,
-        None if norm is None else norm.bias,
-        running_mean,
-        running_var,
-        block.num_groups,
-        batch is not None and takes_batch_statistics(batch),
-        0.0 if batch is None else count_batch(batch),
-        1e-5 if norm is None else norm.eps,
-        block.activation,
-        block.activation_param,
-        block.order == "conv_act_norm",
-    )
+    around: dict[str, Any] = {
+        "norm": block.norm_name,
+        "activation": block.activation,
+        "activation_param": block.activation_param,
+        "activation_first": block.order == "conv_act_norm",
+    }
+    if norm is None:
+        return Norm(**around)
+    if isinstance(norm, AnyBatchNorm):
+        return Norm(**batch_arguments(norm), **around)
+    return Norm(**around, weight=norm.weight, bias=norm.bias, num_groups=block.num_groups, eps=norm.eps)

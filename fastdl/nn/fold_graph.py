@@ -34,7 +34,7 @@ def fold_graph(traced: fx.GraphModule, report: FoldReport) -> bool:
         conv_node = node.args[0] if node.args else None
         conv = _module_of(conv_node, modules)
         name = str(node.target)
-        reason = _obstacle(traced.graph, node, conv_node, conv, norm)
+        reason = _obstacle(traced.graph, node, conv_node, conv, norm, modules)
         if reason is not None:
             report.refused[name] = reason
             continue
@@ -52,14 +52,24 @@ def _module_of(node: Any, modules: dict[str, nn.Module]) -> nn.Module | None:
     return modules.get(str(node.target)) if isinstance(node, fx.Node) and node.op == "call_module" else None
 
 
-def _obstacle(graph: fx.Graph, node: fx.Node, conv_node: Any, conv: nn.Module | None, norm: AnyBatchNorm) -> str | None:
+def _obstacle(
+    graph: fx.Graph,
+    node: fx.Node,
+    conv_node: Any,
+    conv: nn.Module | None,
+    norm: AnyBatchNorm,
+    modules: dict[str, nn.Module],
+) -> str | None:
     base = next(base for base in (*CONVOLUTION_OF, AnyBatchNorm) if isinstance(norm, base))
     if conv is None or type(conv) is not CONVOLUTION_OF.get(base):
         return "no convolution of as many dimensions is right before it"
     if len(conv_node.users) > 1:
         return "the convolution's output is read by others as well"
-    if len(node.args) > 1 or node.kwargs:
-        return "it is called with a residual"
+    residual = _own_residual(node)
+    if residual is not None and not isinstance(residual, fx.Node):
+        return "it is called with arguments of its own"
+    if residual is not None and _changes_between(conv_node, node, modules):
+        return "what the convolution reads is changed before the residual is there"
     for one in (node, conv_node):
         if sum(other.op == "call_module" and other.target == one.target for other in graph.nodes) > 1:
             return f"{one.target} is called several times"
@@ -70,8 +80,8 @@ def _replace(
     traced: fx.GraphModule, node: fx.Node, conv_node: Any, conv: Any, norm: Any, modules: dict[str, nn.Module]
 ) -> None:
     activation = activation_of_norm(norm)
-    last, residual = node, None
-    if activation[0] == "identity":
+    last, residual = node, _own_residual(node)
+    if residual is None and activation[0] == "identity":
         last, residual, activation = _what_follows(node, conv_node, modules)
     made: FoldedConvAct = folded(conv, norm, *activation)
     target = str(conv_node.target)
@@ -85,6 +95,12 @@ def _replace(
     last.replace_all_uses_with(new)
     for one in chain:
         traced.graph.erase_node(one)
+
+
+def _own_residual(node: fx.Node) -> Any:
+    """The residual that a norm of fastdl is called with; None where it has none."""
+    given = [*node.args[1:], *node.kwargs.values()]
+    return given[0] if given else None
 
 
 def _between(node: fx.Node, last: fx.Node) -> list[fx.Node]:

@@ -8,7 +8,15 @@ from fastdl.bench.cases import DTYPES, select
 
 
 def test_every_benchmark_is_found_by_its_file():
-    assert registry.names() == ["attention", "batch_norm", "conv_norm_act", "group_norm", "layer_norm", "rms_norm"]
+    assert registry.names() == [
+        "attention",
+        "batch_norm",
+        "conv_norm_act",
+        "conv_norm_act_chain",
+        "group_norm",
+        "layer_norm",
+        "rms_norm",
+    ]
     with pytest.raises(ValueError, match="no benchmark of 'softmax'; there are: attention, batch_norm, conv_norm_act"):
         registry.load("softmax")
 
@@ -80,3 +88,10 @@ def test_the_operations_of_attention_are_counted():
     causal = next(case for case in benchmark.cases if case.variant == "causal")
     n, h, length, features = causal.size
     assert benchmark.forward_work(causal).matrix_operations == 4 * n * h * features * length * (length + 1) // 2
+
+
+def test_norms_stands_for_every_norm():
+    norms = ["batch_norm", "group_norm", "layer_norm", "rms_norm"]
+    assert registry.expanded(["norms"]) == norms
+    assert registry.expanded(["rms_norm", "norms", "attention"]) == ["rms_norm", *norms[:3], "attention"]
+    assert registry.expanded([]) == registry.in_order()
