@@ -5,8 +5,9 @@ A block looks like this, and what lies between its marks is replaced::
     <!-- bench:summary en -->
     <!-- bench:end -->
 
-Blocks: ``summary`` (means over all cases), ``cases`` (every case), ``memory`` (the output pool on and off); languages
-``en`` and ``ko``.
+Blocks: ``summary`` (means over all cases), ``cases`` (every case), ``memory`` (the output pool on and off), ``added``
+(what is added to a part of the work alone), ``training`` (whole steps of a network); languages ``en`` and ``ko``. With
+an op's name before the language, as in ``bench:cases layer_norm en``, a block is of that op alone.
 """
 
 from __future__ import annotations
@@ -22,10 +23,25 @@ from typing import Any
 from . import machine, results, table
 from .cases import LAYOUT_LABELS
 from .records import GRAPH, CaseRecord
-from .summary import FORWARD, FORWARD_BACKWARD, PASSES, call_overhead, saved_ratio, share_of_floor, speedup, summarise
+from .summary import (
+    FORWARD,
+    FORWARD_BACKWARD,
+    PASSES,
+    Added,
+    added_to_parts,
+    call_overhead,
+    saved_ratio,
+    share_of_floor,
+    speedup,
+    summarise,
+)
 from .wording import WORDS
 
-MARK = re.compile(r"<!-- bench:(?P<name>[a-z]+) (?P<language>[a-z]+) -->\n(?P<body>.*?)<!-- bench:end -->", re.DOTALL)
+MARK = re.compile(
+    r"<!-- bench:(?P<name>[a-z]+)(?: (?P<op>[a-z]+(?:_[a-z]+)+|attention))? (?P<language>[a-z]+) -->\n"
+    r"(?P<body>.*?)<!-- bench:end -->",
+    re.DOTALL,
+)
 OPENING = re.compile(r"<!-- bench:(?!end )")
 FULL_SELECTION = {"shapes": "full", "layout": "both", "dtype": "all", "pool": "both"}
 
@@ -36,11 +52,12 @@ class ReportError(RuntimeError):
 
 @dataclass(frozen=True)
 class Section:
-    """One op's results on one machine."""
+    """One op's results on one machine, or with no records its training steps of one network."""
 
     machine: dict[str, Any]
     run: dict[str, Any]
     records: list[CaseRecord]
+    training: str = ""
 
 
 def load_sections(folder: Path) -> list[Section]:
@@ -52,6 +69,10 @@ def load_sections(folder: Path) -> list[Section]:
             Section(content["machine"], part["run"], results.load_records(part))
             for part in content["operators"].values()
             if part["run"]["selection"] == FULL_SELECTION
+        ]
+        sections += [
+            Section(content["machine"], {**run, "memory_copy_bandwidth": 0.0}, [], name)
+            for name, run in content.get("training", {}).items()
         ]
     if not sections:
         raise ReportError(f"{folder} holds no finished full run: run `python -m bench` first")
@@ -66,13 +87,19 @@ def rewrite(text: str, sections: Sequence[Section], name: str = "text") -> str:
         )
 
     def replace(match: re.Match[str]) -> str:
-        block, language = match["name"], match["language"]
+        block, op, language = match["name"], match["op"], match["language"]
         if block not in BLOCKS or language not in WORDS:
             raise ReportError(
                 f"{name}: block {block!r} in language {language!r} is unknown; blocks: {', '.join(BLOCKS)}; "
                 f"languages: {', '.join(WORDS)}"
             )
-        return f"<!-- bench:{block} {language} -->\n{BLOCKS[block](sections, WORDS[language])}<!-- bench:end -->"
+        chosen = [s for s in sections if bool(s.training) == (block == "training")]
+        if op is not None:
+            chosen = [section for section in chosen if section.run["operator"] == op]
+        if not chosen:
+            raise ReportError(f"{name}: nothing was measured for the block {block!r}" + (f" of {op!r}" if op else ""))
+        head = " ".join(filter(None, (block, op, language)))
+        return f"<!-- bench:{head} -->\n{BLOCKS[block](chosen, WORDS[language])}<!-- bench:end -->"
 
     return MARK.sub(replace, text)
 
@@ -157,10 +184,64 @@ def memory_block(sections: Sequence[Section], words: dict[str, str]) -> str:
     return text + "\n"
 
 
+def added_block(sections: Sequence[Section], words: dict[str, str]) -> str:
+    """What fastdl and eager take beyond a part of the work that is timed alone, as shares of the part's time."""
+    text = ""
+    for group in _by_machine(sections):
+        rows: dict[tuple[str, ...], dict[str, Added]] = {}
+        for section in group:
+            for added in added_to_parts(section.records):
+                key = (section.run["title"], added.part, LAYOUT_LABELS[added.layout], added.dtype, added.pass_name)
+                rows.setdefault(key, {})[added.contender] = added
+        if not rows:
+            continue
+        header = [words[column] for column in ("op", "part", "layout", "dtype", "pass")]
+        header += [f"{words[name]}, {words[kind]}" for name in ("ours", "torch") for kind in ("median", "most")]
+        body = [
+            [
+                title, part, layout, dtype, " ".join(words.get(word, word) for word in pass_name.split()),
+                *(f"{value:+.1%}" for name in ("ours", "eager") for value in (by[name].median, by[name].most)),
+            ]
+            for (title, part, layout, dtype, pass_name), by in rows.items()
+            if {"ours", "eager"} <= by.keys()
+        ]  # fmt: skip
+        text += f"\n{_head(group[0], words)}\n\n" + markdown_table(header, body, left=5)
+    return text + "\n"
+
+
+def training_block(sections: Sequence[Section], words: dict[str, str]) -> str:
+    """Whole steps of a network: time, peak memory, and how far the losses lie apart."""
+    text = ""
+    for section in sections:
+        run = section.run
+        text += f"\n{section.training}. {_head(section, words)}\n\n"
+        ours = run["times"]["ours"]["median"]
+        body = [
+            [
+                "fastdl" if name == "ours" else name, table.seconds(times["median"]),
+                table.percent((times["upper_quartile"] - times["lower_quartile"]) / times["median"]),
+                _bold(table.ratio(times["median"] / ours)), f"{run['peak_bytes'][name] / 2**20:.0f} MiB",
+            ]
+            for name, times in run["times"].items()
+        ]  # fmt: skip
+        header = [words[column] for column in ("step", "time", "spread", "by_ours", "peak")]
+        text += markdown_table(header, body, left=1)
+        if run["losses"]:
+            compared = run["losses"]
+            text += "\n" + words["losses"].format(
+                steps=compared["steps"],
+                ours=f"{compared['between_ours_and_eager']:.3f}",
+                orders=f"{compared['between_two_orders']:.3f}",
+            ) + "\n"  # fmt: skip
+    return text + "\n"
+
+
 BLOCKS: dict[str, Callable[[Sequence[Section], dict[str, str]], str]] = {
     "summary": summary_block,
     "cases": cases_block,
     "memory": memory_block,
+    "added": added_block,
+    "training": training_block,
 }
 
 
@@ -181,7 +262,8 @@ def _head(section: Section, words: dict[str, str]) -> str:
         cuda=versions.get("cuda", "-"), date=run["date"][:10], commit=commit,
         instructions=f", {section.machine['instructions']}" if cpu else "",
     )  # fmt: skip
-    return head + " " + words["copy"].format(copy=f"{run['memory_copy_bandwidth'] / 1e9:.0f}")
+    copy = f"{run['memory_copy_bandwidth'] / 1e9:.0f}"
+    return head if section.training else head + " " + words["copy"].format(copy=copy)
 
 
 def _notes(section: Section, words: dict[str, str]) -> list[str]:
@@ -243,5 +325,5 @@ def main(argv: list[str]) -> int:
 
 def _texts() -> list[Path]:
     """The checkout's Markdown files that hold a block."""
-    candidates = [*machine.CHECKOUT.glob("*.md"), *(machine.CHECKOUT / "docs").glob("*.md")]
+    candidates = [*machine.CHECKOUT.glob("*.md"), *(machine.CHECKOUT / "docs").rglob("*.md")]
     return sorted(path for path in candidates if OPENING.search(path.read_text(encoding="utf-8")))

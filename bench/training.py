@@ -185,7 +185,9 @@ def main(argv: list[str] | None = None) -> int:
             f"{compared['between_ours_and_eager']:.3f}, two orders of the images by "
             f"{compared['between_two_orders']:.3f}"
         )
-    content.setdefault("training", {})[f"{options.model} cifar {options.batch}"] = {
+    title = f"{options.model}, CIFAR stem, {options.batch} images a step"
+    content.setdefault("training", {})[title] = {
+        "operator": "training",
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": machine.commit(),
         "versions": machine.versions(),

@@ -50,7 +50,7 @@ def test_the_command_writes_its_part_and_keeps_the_rest(tmp_path, monkeypatch, c
     content = json.loads(path.read_text())
     assert content["operators"] == {"kept": {}}
     [[key, part]] = content["training"].items()
-    assert key == "resnet18 cifar 2"
+    assert key == "resnet18, CIFAR stem, 2 images a step"
     assert set(part["times"]) == {"ours", "eager NCHW", "eager NHWC"}
     assert part["peak_bytes"]["ours"] == 1_000_000
     assert all(row["median"] > 0 for row in part["times"].values())

@@ -350,3 +350,49 @@ def test_training_mode_is_refused() -> None:
 def test_empty_batches() -> None:
     model = fold(with_statistics(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())))
     assert model(torch.empty(0, 3, 8, 8)).shape == (0, 4, 6, 6)
+
+
+class WithResidual(nn.Module):
+    """A norm of fastdl that is given the residual itself, in one of the ways one may write it."""
+
+    def __init__(self, way: str, activation: str, order: str = "norm_act") -> None:
+        super().__init__()
+        self.way = way
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.norm = fastdl.nn.BatchNorm2d(3, activation=activation, order=order)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x.sin()
+        if self.way == "changed_between":
+            y = self.conv(x)
+            x.mul_(2.0)
+            return self.norm(y, x)
+        y = self.conv(x)
+        return self.norm(y, residual=shortcut) if self.way == "keyword" else self.norm(y, shortcut)
+
+
+@pytest.mark.parametrize("way", ["positional", "keyword"])
+@pytest.mark.parametrize("activation", ["identity", "relu", "silu"])
+def test_a_norm_that_is_given_the_residual(way: str, activation: str) -> None:
+    model = WithResidual(way, activation)
+    x = torch.randn(2, 3, 6, 5)
+    model(x)
+    expected = model.eval()(x)
+    folded = fold(model)
+    assert folded.fold_report.folded == ["norm"]
+    assert any(isinstance(module, FoldedConvAct) for module in folded.modules())
+    torch.testing.assert_close(folded(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("way", "order", "reason"),
+    [("changed_between", "norm_act", "changed before the residual"), ("positional", "act_norm", "activation")],
+)
+def test_a_residual_that_cannot_be_folded(way: str, order: str, reason: str) -> None:
+    model = WithResidual(way, "relu", order)
+    x = torch.randn(2, 3, 6, 5)
+    model(x.clone())
+    expected = model.eval()(x.clone())
+    folded = fold(model)
+    assert reason in folded.fold_report.refused["norm"]
+    torch.testing.assert_close(folded(x.clone()), expected)
