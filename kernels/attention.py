@@ -101,8 +101,8 @@ def _forward(call: Call, output: Tensor, log_sum: Tensor) -> None:
         call.kept_scale, seed_low, seed_high, splits,
         ROWS=tile.rows, COLUMNS=tile.columns, EDGE_COLUMNS=tile.edge, PACKED=chosen.packed, SPLIT=splits > 1,
         UNIT=unit, WIDE=call.wide, KEY_TAIL=call.varlen or problem.keys % tile.columns != 0,
-        EDGES=tile.edges, INTERIOR=tile.interior, DESCRIBED=described, warps=tile.warps, stages=tile.stages,
-        **constants,
+        EDGES=tile.edges, INTERIOR=tile.interior, DESCRIBED=described, CHUNK=problem.chunk, warps=tile.warps,
+        stages=tile.stages, **constants,
     )  # fmt: skip
     if splits > 1:
         rows = 16
@@ -286,7 +286,7 @@ def _general(
         WIDE=call.wide or is_wide((given, grad)),
         KEY_TAIL=call.varlen or problem.keys % max(keys.columns, queries.columns) != 0,
         EDGES=keys.edges, INTERIOR=keys.interior, QUERY_EDGES=queries.edges, QUERY_INTERIOR=queries.interior,
-        DESCRIBED=described, warps=keys.warps, stages=keys.stages, **constants,
+        DESCRIBED=described, CHUNK=problem.chunk, warps=keys.warps, stages=keys.stages, **constants,
     )  # fmt: skip
 
 
@@ -307,7 +307,7 @@ def _mask_gradient(call: Call, grad: Operand, log_sum: Tensor, delta: Tensor, gr
         call.kept_scale, seed_low, seed_high, chosen.chunks,
         ROWS=chosen.rows, COLUMNS=chosen.columns, HAS_ROWS=length > 1, HAS_COLUMNS=keys > 1,
         UNIT=unit, KEY_TAIL=problem.keys % chosen.columns != 0,
-        WIDE=call.wide or is_wide((grad,)), warps=chosen.warps, stages=2, **call.constants(),
+        WIDE=call.wide or is_wide((grad,)), CHUNK=problem.chunk, warps=chosen.warps, stages=2, **call.constants(),
     )  # fmt: skip
     if chosen.chunks > 1:
         block = 256

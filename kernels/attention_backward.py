@@ -27,7 +27,9 @@ from fastdl.kernels.attention_scores import (
 from fastdl.kernels.attention_tiles import (
     edge_block,
     load_rows,
+    pointers_to_rows,
     product,
+    product_by_chunks,
     rounded,
     store_rows,
     visible_blocks,
@@ -105,7 +107,7 @@ def gradients_of_keys(
     GROUP: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr, KEY_TAIL: tl.constexpr,
     EDGES: tl.constexpr, INTERIOR: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, CAPPED: tl.constexpr,
     MASK: tl.constexpr, MASK_COLUMNS: tl.constexpr, MASK_UNIT: tl.constexpr, DROPOUT: tl.constexpr,
-    DESCRIBED: tl.constexpr,
+    DESCRIBED: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of a block of keys: a sum over the queries that see it, of all heads that share the key."""
     dtype: tl.constexpr = key.dtype.element_ty
@@ -122,8 +124,11 @@ def gradients_of_keys(
         wide_head = key_head.to(tl.int64)
         key += (wide_sample * k_sample + wide_head * k_head + first_key * k_row) * UNIT
         value += (wide_sample * v_sample + wide_head * v_head + first_key * v_row) * UNIT
-        k = load_rows(key, first, columns, k_row, COLUMNS, FEATURES, FEATURE_BLOCK, UNIT, WIDE, True)
-        v = load_rows(value, first, columns, v_row, COLUMNS, VALUES, VALUE_BLOCK, UNIT, WIDE, True)
+        # The left operands of all products over features, which are held throughout, or read again in each.
+        if FEATURE_BLOCK <= CHUNK:
+            k = load_rows(key, first, columns, k_row, COLUMNS, FEATURES, FEATURE_BLOCK, UNIT, WIDE, True)
+        if VALUE_BLOCK <= CHUNK:
+            v = load_rows(value, first, columns, v_row, COLUMNS, VALUES, VALUE_BLOCK, UNIT, WIDE, True)
         column = (first + tl.arange(0, COLUMNS))[:, None]
         low_word, high_word = key_of(seed, seed_low, seed_high)
         last = tl.minimum(first + COLUMNS, columns) - 1
@@ -174,9 +179,15 @@ def gradients_of_keys(
                         log_sum, delta, grad_log_sum, o_base, g, o_row, place + start, start, rows,
                         EDGE_ROWS if stage == 0 else ROWS, VALUES, VALUE_BLOCK, UNIT, WIDE, NATURAL,
                     )  # fmt: skip
-                    products = product(
-                        k, tl.trans(q), tl.zeros([COLUMNS, EDGE_ROWS if stage == 0 else ROWS], tl.float32)
-                    )
+                    if FEATURE_BLOCK > CHUNK:
+                        k_rows = pointers_to_rows(key, first, k_row, COLUMNS, UNIT, WIDE)
+                        q_rows = pointers_to_rows(q_base, start, q_row, EDGE_ROWS if stage == 0 else ROWS, UNIT, WIDE)
+                        in_columns = first + tl.arange(0, COLUMNS) < columns
+                        products = product_by_chunks(k_rows, in_columns, q_rows, row < rows, FEATURES, CHUNK)
+                    else:
+                        products = product(
+                            k, tl.trans(q), tl.zeros([COLUMNS, EDGE_ROWS if stage == 0 else ROWS], tl.float32)
+                        )
                     mask_rows = tl.minimum(row, rows - 1).to(tl.int64) * mask_row
                     mask_rows = ((mask_rows + mask_start + wide_head * mask_head) * MASK_UNIT)[None, :]
                     s, tangent = scores(
@@ -185,7 +196,13 @@ def gradients_of_keys(
                         KEY_TAIL and MASK_COLUMNS > 0, NATURAL,
                     )  # fmt: skip
                     weights = power(s - sums[None, :], NATURAL)
-                    dp = product(v, tl.trans(g), tl.zeros([COLUMNS, EDGE_ROWS if stage == 0 else ROWS], tl.float32))
+                    if VALUE_BLOCK > CHUNK:
+                        v_rows = pointers_to_rows(value, first, v_row, COLUMNS, UNIT, WIDE)
+                        g_rows = pointers_to_rows(g_base, start, g_row, EDGE_ROWS if stage == 0 else ROWS, UNIT, WIDE)
+                        in_columns = first + tl.arange(0, COLUMNS) < columns
+                        dp = product_by_chunks(v_rows, in_columns, g_rows, row < rows, VALUES, CHUNK)
+                    else:
+                        dp = product(v, tl.trans(g), tl.zeros([COLUMNS, EDGE_ROWS if stage == 0 else ROWS], tl.float32))
                     given = weights
                     if DROPOUT:
                         keep = tl.trans(
@@ -223,7 +240,7 @@ def gradients_of_queries(
     GROUP: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr, KEY_TAIL: tl.constexpr,
     EDGES: tl.constexpr, INTERIOR: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, CAPPED: tl.constexpr,
     MASK: tl.constexpr, MASK_COLUMNS: tl.constexpr, MASK_UNIT: tl.constexpr, DROPOUT: tl.constexpr,
-    DESCRIBED: tl.constexpr,
+    DESCRIBED: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """dQ of a block of queries: a sum over the keys that it sees."""
     dtype: tl.constexpr = query.dtype.element_ty
@@ -245,7 +262,8 @@ def gradients_of_queries(
         value = head_of(value, wide_sample, key_head, first_key, v_sample, v_head, v_row, UNIT, DESCRIBED)
         if delta is None:
             output += (wide_sample * o_sample + wide_head * o_head + first_query * o_row) * UNIT
-        q = load_rows(query, first, rows, q_row, ROWS, FEATURES, FEATURE_BLOCK, UNIT, WIDE, True)
+        if FEATURE_BLOCK <= CHUNK:
+            q = load_rows(query, first, rows, q_row, ROWS, FEATURES, FEATURE_BLOCK, UNIT, WIDE, True)
         g = load_rows(grad, first, rows, g_row, ROWS, VALUES, VALUE_BLOCK, UNIT, WIDE, True)
         place = (wide_sample * heads + wide_head) * length + first_query + first
         sums, d = statistics_of_rows(
@@ -276,20 +294,39 @@ def gradients_of_queries(
                         key, sample, key_head, start, columns, k_row, EDGE_COLUMNS if stage == 0 else COLUMNS,
                         FEATURES, FEATURE_BLOCK, UNIT, WIDE, stage == 0, DESCRIBED,
                     )  # fmt: skip
-                    v = load_head_rows(
-                        value, sample, key_head, start, columns, v_row, EDGE_COLUMNS if stage == 0 else COLUMNS,
-                        VALUES, VALUE_BLOCK, UNIT, WIDE, stage == 0, DESCRIBED,
-                    )  # fmt: skip
-                    products = product(
-                        q, tl.trans(k), tl.zeros([ROWS, EDGE_COLUMNS if stage == 0 else COLUMNS], tl.float32)
-                    )
+                    if VALUE_BLOCK <= CHUNK:
+                        v = load_head_rows(
+                            value, sample, key_head, start, columns, v_row, EDGE_COLUMNS if stage == 0 else COLUMNS,
+                            VALUES, VALUE_BLOCK, UNIT, WIDE, stage == 0, DESCRIBED,
+                        )  # fmt: skip
+                    if FEATURE_BLOCK > CHUNK:
+                        q_rows = pointers_to_rows(query, first, q_row, ROWS, UNIT, WIDE)
+                        k_rows = pointers_to_rows(
+                            key, start, k_row, EDGE_COLUMNS if stage == 0 else COLUMNS, UNIT, WIDE
+                        )  # fmt: skip
+                        in_columns = start + tl.arange(0, EDGE_COLUMNS if stage == 0 else COLUMNS) < columns
+                        products = product_by_chunks(q_rows, row < rows, k_rows, in_columns, FEATURES, CHUNK)
+                    else:
+                        products = product(
+                            q, tl.trans(k), tl.zeros([ROWS, EDGE_COLUMNS if stage == 0 else COLUMNS], tl.float32)
+                        )
                     s, tangent = scores(
                         products, mask, mask_rows, mask_offsets(column, mask_column, MASK_COLUMNS),
                         row[:, None], column, columns, low, high, scale, cap, stage == 0, LEFT, RIGHT, CAPPED, MASK,
                         stage == 0 and KEY_TAIL and MASK_COLUMNS > 0, NATURAL,
                     )  # fmt: skip
                     weights = power(s - sums[:, None], NATURAL)
-                    dp = product(g, tl.trans(v), tl.zeros([ROWS, EDGE_COLUMNS if stage == 0 else COLUMNS], tl.float32))
+                    if VALUE_BLOCK > CHUNK:
+                        g_rows = pointers_to_rows(grad, first, g_row, ROWS, UNIT, WIDE)
+                        v_rows = pointers_to_rows(
+                            value, start, v_row, EDGE_COLUMNS if stage == 0 else COLUMNS, UNIT, WIDE
+                        )  # fmt: skip
+                        in_columns = start + tl.arange(0, EDGE_COLUMNS if stage == 0 else COLUMNS) < columns
+                        dp = product_by_chunks(g_rows, row < rows, v_rows, in_columns, VALUES, CHUNK)
+                    else:
+                        dp = product(
+                            g, tl.trans(v), tl.zeros([ROWS, EDGE_COLUMNS if stage == 0 else COLUMNS], tl.float32)
+                        )
                     if DROPOUT:
                         keep = kept(
                             low_word, high_word, sample, head, row[:, None], start, dropped, ROWS,
@@ -320,6 +357,7 @@ def attend_backward(
     EDGES: tl.constexpr, INTERIOR: tl.constexpr, QUERY_EDGES: tl.constexpr, QUERY_INTERIOR: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, CAPPED: tl.constexpr, MASK: tl.constexpr,
     MASK_COLUMNS: tl.constexpr, MASK_UNIT: tl.constexpr, DROPOUT: tl.constexpr, DESCRIBED: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):  # fmt: skip
     """All three gradients: the first programs own blocks of keys, those behind them blocks of queries.
 
@@ -341,7 +379,7 @@ def attend_backward(
                 heads, length, keys, low, high, scale, cap, grad_scale, dropped, kept_scale, seed_low, seed_high,
                 ROWS, EDGE_ROWS, COLUMNS, FEATURES, FEATURE_BLOCK, VALUES, VALUE_BLOCK, GROUP, UNIT, WIDE,
                 KEY_TAIL, EDGES, INTERIOR, LEFT, RIGHT, CAPPED, MASK, MASK_COLUMNS, MASK_UNIT, DROPOUT,
-                DESCRIBED,
+                DESCRIBED, CHUNK,
             )  # fmt: skip
     else:
         of_keys = program * 0
@@ -360,5 +398,5 @@ def attend_backward(
                 heads, length, keys, low, high, scale, cap, grad_scale, dropped, kept_scale, seed_low, seed_high,
                 QUERY_ROWS, QUERY_COLUMNS, EDGE_COLUMNS, FEATURES, FEATURE_BLOCK, VALUES, VALUE_BLOCK, GROUP, UNIT,
                 WIDE, KEY_TAIL, QUERY_EDGES, QUERY_INTERIOR, LEFT, RIGHT, CAPPED, MASK, MASK_COLUMNS, MASK_UNIT,
-                DROPOUT, DESCRIBED,
+                DROPOUT, DESCRIBED, CHUNK,
             )  # fmt: skip

@@ -20,7 +20,9 @@ from fastdl.kernels.attention_scores import (
 from fastdl.kernels.attention_tiles import (
     edge_block,
     load,
+    pointers_to_rows,
     product,
+    product_by_chunks,
     rounded,
     visible_blocks,
 )
@@ -44,7 +46,7 @@ def attend_forward(
     GROUP: tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr,
     KEY_TAIL: tl.constexpr, EDGES: tl.constexpr, INTERIOR: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
     CAPPED: tl.constexpr, MASK: tl.constexpr, MASK_COLUMNS: tl.constexpr, MASK_UNIT: tl.constexpr,
-    DROPOUT: tl.constexpr, DESCRIBED: tl.constexpr,
+    DROPOUT: tl.constexpr, DESCRIBED: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Output and log-sum-exp of ``ROWS`` queries.
 
@@ -52,7 +54,7 @@ def attend_forward(
     queries of all ``GROUP`` heads that share a key head, so that few queries still fill a tile and the keys are read
     once. ``SPLIT``: a program sees its share of the keys, and writes partial results, (splits, N, H, L, E_v) in float32
     and (splits, N, H, L), for `merge_splits`. ``DESCRIBED``: ``key`` and ``value`` are descriptors of tiles of
-    ``COLUMNS`` rows.
+    ``COLUMNS`` rows. ``CHUNK``: so many features at most are multiplied at a time.
     """
     dtype: tl.constexpr = query.dtype.element_ty
     NATURAL: tl.constexpr = dtype == tl.float32
@@ -97,7 +99,8 @@ def attend_forward(
 
     feature = tl.arange(0, FEATURE_BLOCK)
     q_offsets = (heads_of_rows.to(tl.int64) * q_head + row.to(tl.int64) * q_row) * UNIT
-    q = load(query + q_offsets[:, None] + feature[None, :], there[:, None] & (feature < FEATURES)[None, :], True)
+    if FEATURE_BLOCK <= CHUNK:
+        q = load(query + q_offsets[:, None] + feature[None, :], there[:, None] & (feature < FEATURES)[None, :], True)
     if MASK != NO_MASK:
         mask += sample.to(tl.int64) * mask_sample * MASK_UNIT
     mask_rows = ((heads_of_rows.to(tl.int64) * mask_head + row.to(tl.int64) * mask_row) * MASK_UNIT)[:, None]
@@ -128,13 +131,18 @@ def attend_forward(
                 else:
                     start = (full_begin + index) * COLUMNS
                 column = (start + tl.arange(0, EDGE_COLUMNS if stage == 0 else COLUMNS))[None, :]
-                k = load_head_rows(
-                    key, sample, key_head, start, columns, k_row, EDGE_COLUMNS if stage == 0 else COLUMNS,
-                    FEATURES, FEATURE_BLOCK, UNIT, WIDE, stage == 0, DESCRIBED,
-                )  # fmt: skip
-                products = product(
-                    q, tl.trans(k), tl.zeros([ROWS, EDGE_COLUMNS if stage == 0 else COLUMNS], tl.float32)
-                )
+                if FEATURE_BLOCK > CHUNK:
+                    k_rows = pointers_to_rows(key, start, k_row, EDGE_COLUMNS if stage == 0 else COLUMNS, UNIT, WIDE)
+                    in_columns = start + tl.arange(0, EDGE_COLUMNS if stage == 0 else COLUMNS) < columns
+                    products = product_by_chunks(query + q_offsets, there, k_rows, in_columns, FEATURES, CHUNK)
+                else:
+                    k = load_head_rows(
+                        key, sample, key_head, start, columns, k_row, EDGE_COLUMNS if stage == 0 else COLUMNS,
+                        FEATURES, FEATURE_BLOCK, UNIT, WIDE, stage == 0, DESCRIBED,
+                    )  # fmt: skip
+                    products = product(
+                        q, tl.trans(k), tl.zeros([ROWS, EDGE_COLUMNS if stage == 0 else COLUMNS], tl.float32)
+                    )
                 s, _ = scores(
                     products, mask, mask_rows, mask_offsets(column, mask_column, MASK_COLUMNS),
                     row[:, None], column, columns, low, high, scale, cap, stage == 0, LEFT, RIGHT, CAPPED, MASK,

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from fastdl.kernels import tiles
 from fastdl.kernels.attention_scores import limits_of_sample, load_log_sums, mask_offsets, power, scores
-from fastdl.kernels.attention_tiles import load_rows, product
+from fastdl.kernels.attention_tiles import load_rows, pointers_to_rows, product, product_by_chunks
 from fastdl.kernels.philox import kept, key_of
 
 INTEGERS = [
@@ -33,11 +33,12 @@ def attend_mask_gradient(
     FEATURES: tl.constexpr, FEATURE_BLOCK: tl.constexpr, VALUES: tl.constexpr, VALUE_BLOCK: tl.constexpr,
     GROUP: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr, KEY_TAIL: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, CAPPED: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):  # fmt: skip
     """(chunks, N or 1, H or 1, L or 1, S or 1): each chunk the sum over its share of what is broadcast.
 
     ``HAS_ROWS``, ``HAS_COLUMNS``: whether the mask has the length of the queries and of the keys, and not 1 (even so a
-    stride may be 0).
+    stride may be 0). ``CHUNK`` counts features, as in `fastdl.kernels.attention_forward`.
     """
     NATURAL: tl.constexpr = query.dtype.element_ty == tl.float32
     row_blocks = tl.cdiv(length, ROWS)
@@ -84,14 +85,11 @@ def attend_mask_gradient(
             wide_sample = sample.to(tl.int64)
             wide_head = head.to(tl.int64)
             key_head = wide_head // GROUP
-            q = load_rows(
-                query + (wide_sample * q_sample + wide_head * q_head) * UNIT, first_row, length, q_row, ROWS,
-                FEATURES, FEATURE_BLOCK, UNIT, WIDE, True,
-            )  # fmt: skip
-            k = load_rows(
-                key + (wide_sample * k_sample + key_head * k_head) * UNIT, first, keys, k_row, COLUMNS,
-                FEATURES, FEATURE_BLOCK, UNIT, WIDE, True,
-            )  # fmt: skip
+            of_query = query + (wide_sample * q_sample + wide_head * q_head) * UNIT
+            of_key = key + (wide_sample * k_sample + key_head * k_head) * UNIT
+            if FEATURE_BLOCK <= CHUNK:
+                q = load_rows(of_query, first_row, length, q_row, ROWS, FEATURES, FEATURE_BLOCK, UNIT, WIDE, True)
+                k = load_rows(of_key, first, keys, k_row, COLUMNS, FEATURES, FEATURE_BLOCK, UNIT, WIDE, True)
             row = first_row + tl.arange(0, ROWS)
             column = (first + tl.arange(0, COLUMNS))[None, :]
             place = (wide_sample * heads + wide_head) * length + row
@@ -100,22 +98,29 @@ def attend_mask_gradient(
             mask_rows = tl.minimum(row, length - 1).to(tl.int64) * mask_row
             mask_rows = (mask_rows + wide_sample * mask_sample + wide_head * mask_head) * MASK_UNIT
             mask_rows = mask_rows[:, None]
-            products = product(q, tl.trans(k), tl.zeros([ROWS, COLUMNS], tl.float32))
+            in_columns = first + tl.arange(0, COLUMNS) < keys
+            if FEATURE_BLOCK > CHUNK:
+                q_rows = pointers_to_rows(of_query, first_row, q_row, ROWS, UNIT, WIDE)
+                k_rows = pointers_to_rows(of_key, first, k_row, COLUMNS, UNIT, WIDE)
+                products = product_by_chunks(q_rows, row < length, k_rows, in_columns, FEATURES, CHUNK)
+            else:
+                products = product(q, tl.trans(k), tl.zeros([ROWS, COLUMNS], tl.float32))
             s, _ = scores(
                 products, mask, mask_rows, mask_offsets(column, mask_column, MASK_COLUMNS),
                 row[:, None], column, keys, low=own_low, high=own_high, scale=scale, cap=cap, EDGE=True, LEFT=LEFT,
                 RIGHT=RIGHT, CAPPED=CAPPED, MASK=MASK, BOUNDED=KEY_TAIL and MASK_COLUMNS > 0, NATURAL=NATURAL,
             )  # fmt: skip
             weights = power(s - row_sums[:, None], NATURAL)
-            g = load_rows(
-                grad + (wide_sample * g_sample + wide_head * g_head) * UNIT, first_row, length, g_row, ROWS,
-                VALUES, VALUE_BLOCK, UNIT, WIDE, True,
-            )  # fmt: skip
-            v = load_rows(
-                value + (wide_sample * v_sample + key_head * v_head) * UNIT, first, keys, v_row, COLUMNS,
-                VALUES, VALUE_BLOCK, UNIT, WIDE, True,
-            )  # fmt: skip
-            dp = product(g, tl.trans(v), tl.zeros([ROWS, COLUMNS], tl.float32))
+            of_grad = grad + (wide_sample * g_sample + wide_head * g_head) * UNIT
+            of_value = value + (wide_sample * v_sample + key_head * v_head) * UNIT
+            if VALUE_BLOCK > CHUNK:
+                g_rows = pointers_to_rows(of_grad, first_row, g_row, ROWS, UNIT, WIDE)
+                v_rows = pointers_to_rows(of_value, first, v_row, COLUMNS, UNIT, WIDE)
+                dp = product_by_chunks(g_rows, row < length, v_rows, in_columns, VALUES, CHUNK)
+            else:
+                g = load_rows(of_grad, first_row, length, g_row, ROWS, VALUES, VALUE_BLOCK, UNIT, WIDE, True)
+                v = load_rows(of_value, first, keys, v_row, COLUMNS, VALUES, VALUE_BLOCK, UNIT, WIDE, True)
+                dp = product(g, tl.trans(v), tl.zeros([ROWS, COLUMNS], tl.float32))
             if DROPOUT:
                 keep = kept(
                     low_word, high_word, sample, head, row[:, None], first, dropped, ROWS, COLUMNS

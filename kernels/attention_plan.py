@@ -65,6 +65,11 @@ class Problem(NamedTuple):
     def block(self) -> int:
         return max(feature_block(self.features), feature_block(self.values))
 
+    @property
+    def chunk(self) -> int:
+        """How many features the products over them take at a time: all of them, but where those are too many."""
+        return CHUNKS.get((self.itemsize, self.block), self.block)
+
 
 class Tile(NamedTuple):
     """Rows of queries x columns of keys, and of the part that is not a whole tile; warps and stages."""
@@ -129,7 +134,7 @@ FORWARD = {
     (4, 32): (64, 32, 4, 2),
     (4, 64): (64, 32, 4, 2),
     (4, 128): (16, 32, 4, 2),
-    (4, 256): (16, 16, 8, 2),
+    (4, 256): (32, 16, 8, 2),
 }
 COLUMNS_BACKWARD = {
     (2, 16): (32, 128, 8, 2),
@@ -141,7 +146,7 @@ COLUMNS_BACKWARD = {
     (4, 32): (16, 32, 4, 2),
     (4, 64): (16, 32, 4, 2),
     (4, 128): (16, 16, 4, 2),
-    (4, 256): (16, 16, 8, 1),
+    (4, 256): (16, 16, 8, 2),
 }
 ROWS_BACKWARD = {
     (2, 16): (128, 64, 8, 2),
@@ -153,8 +158,10 @@ ROWS_BACKWARD = {
     (4, 32): (32, 32, 4, 2),
     (4, 64): (32, 16, 4, 2),
     (4, 128): (16, 16, 4, 2),
-    (4, 256): (16, 16, 8, 1),
+    (4, 256): (32, 16, 8, 2),
 }
+# Features that products take at a time, by bytes a number and block of features, where all of them at once spill.
+CHUNKS = {(4, 256): 32}
 # Where a mask, dropout or a cap needs registers besides.
 FORWARD_OF_MORE = {(2, 128): (128, 32, 8, 2), (4, 64): (32, 32, 4, 2), (4, 128): (16, 16, 4, 2)}
 COLUMNS_OF_MORE = {(2, 128): (16, 128, 8, 2), (4, 64): (16, 16, 4, 2)}
@@ -165,7 +172,7 @@ FORWARD_ELSEWHERE = {
     100: {(4, 64): (32, 32, 4, 2)},
 }
 COLUMNS_ELSEWHERE = {
-    80: {(2, 64): (16, 128, 8, 2), (2, 128): (32, 64, 8, 2)},
+    80: {(2, 64): (16, 128, 8, 2), (2, 128): (32, 64, 8, 2), (4, 256): (16, 16, 8, 1)},
     100: {(4, 64): (16, 16, 4, 2), (4, 128): (16, 16, 4, 1)},
 }
 # Of the short backward pass: (rows, warps) for up to 64, 128 and 256 keys.
@@ -175,6 +182,7 @@ SHORT_ROWS_SINGLE = (16, 4)
 # (rows, columns, warps)
 MASK_TILE = (64, 32, 8)
 MASK_TILE_LARGE = (16, 32, 4)
+MASK_TILE_CHUNKED = (16, 32, 8)
 
 
 Sizes = tuple[int, int, int, int]
@@ -260,8 +268,11 @@ def backward(problem: Problem, limits: Limits) -> Backward:
     keys = _tile(rows, columns, warps, stages, problem.length, rows, windowed)
     rows, columns, warps, stages = _sizes(problem, ROWS_BACKWARD, ROWS_OF_MORE, {})
     queries = _tile(rows, columns, warps, stages, problem.keys, columns, windowed)
-    # Blackwell's code for both shares with a window spilled (16 bytes, 64 features).
+    # Blackwell's code for both shares with a window spilled (16 bytes, 64 features), and so did that of products by
+    # chunks with a mask, dropout and a cap (32 bytes before Hopper, 24 on it).
     most = 128 if problem.windowed and family(problem.architecture) == 100 else limits.one_launch
+    if problem.more and problem.chunk < problem.block:
+        most = 0
     kind = "one_launch" if max(problem.length, problem.keys) <= min(most, limits.one_launch) else "general"
     long = kind == "general" and min(problem.length, problem.keys) >= limits.described
     return Backward(kind, keys, queries, long and _has_descriptors(problem))
@@ -277,7 +288,10 @@ class MaskPlan(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def mask_gradient(problem: Problem, shape: tuple[int, ...], limits: Limits) -> MaskPlan:
-    rows, columns, warps = MASK_TILE if problem.itemsize == 2 and problem.block <= 128 else MASK_TILE_LARGE
+    if problem.chunk < problem.block:
+        rows, columns, warps = MASK_TILE_CHUNKED
+    else:
+        rows, columns, warps = MASK_TILE if problem.itemsize == 2 and problem.block <= 128 else MASK_TILE_LARGE
     samples, heads, length, keys = shape
     row_blocks, column_blocks = -(-problem.length // rows), -(-problem.keys // columns)
     own = samples * heads * (row_blocks if length > 1 else 1) * (column_blocks if keys > 1 else 1)

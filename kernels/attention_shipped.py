@@ -140,7 +140,8 @@ def _accesses(one: Launch) -> tuple[int, int]:
     if "FEATURES" not in constants:
         return 16, 0
     values = dict(zip(one.kernel.arg_names, one.arguments, strict=False))
-    block = min(constants["FEATURE_BLOCK"], constants["VALUE_BLOCK"]) * element_of(values["query"]).itemsize
+    features = min(constants[name] for name in ("FEATURE_BLOCK", "VALUE_BLOCK", "CHUNK") if name in constants)
+    block = features * element_of(values["query"]).itemsize
     whole = [
         constants[name] * block for name in ("ROWS", "COLUMNS", "QUERY_ROWS", "QUERY_COLUMNS") if name in constants
     ]
@@ -233,4 +234,11 @@ SHIPPED_SHAPES: tuple[tuple[str, Shape], ...] = (
     ("single_1024", Shape(8, 12, 1024, 64, torch.float32, causal=True)),
     ("single_bias", Shape(8, 12, 1024, 64, torch.float32, **MOST)),
     ("single_128_features", Shape(2, 16, 2048, 128, torch.float32, causal=True)),
+    ("single_160_features", Shape(2, 8, 512, 160, torch.float32)),
+    ("single_256_features", Shape(2, 8, 2048, 256, torch.float32, causal=True)),
+    ("single_256_bias", Shape(2, 8, 2048, 256, torch.float32, **MOST)),
+    (
+        "single_256_decoding",
+        Shape(8, 32, 1, 256, torch.float32, key_heads=8, keys=4096, causal=True, forward_only=True),
+    ),
 )

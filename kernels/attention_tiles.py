@@ -82,6 +82,36 @@ def product(a, b, accumulator):
 
 
 @triton.jit
+def pointers_to_rows(base, first, stride, ROWS: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr):
+    """(ROWS,) pointers to the rows from ``first`` on, counted as in `load_rows`."""
+    row = tl.arange(0, ROWS)
+    start = base + (first.to(tl.int64) * stride) * UNIT
+    if WIDE:
+        pointers = start + row.to(tl.int64) * stride * UNIT
+    else:
+        pointers = start + row * stride * UNIT
+    return pointers
+
+
+@triton.jit
+def product_by_chunks(left, left_there, right, right_there, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
+    """a b^T of the rows that ``left`` and ``right`` point to, 0 those that are not there, in float32.
+
+    Read ``CHUNK`` of their ``WIDTH`` features at a time, so that neither operand is held whole: as left operands 16
+    rows of 256 numbers in float32, and what TF32 has cut off them, were all registers of a thread, and spilled. A loop,
+    not chunks in turn: those of the operand that stays would be loaded before the loop around this one, and held.
+    """
+    feature = tl.arange(0, CHUNK)
+    sums = tl.zeros([left.shape[0], right.shape[0]], tl.float32)
+    for start in range(0, WIDTH, CHUNK):
+        inside = (start + feature < WIDTH)[None, :]
+        a = load(left[:, None] + (start + feature)[None, :], left_there[:, None] & inside, True)
+        b = load(right[:, None] + (start + feature)[None, :], right_there[:, None] & inside, True)
+        sums = product(a, tl.trans(b), sums)
+    return sums
+
+
+@triton.jit
 def rounded(values, dtype: tl.constexpr):
     """float32 values as an operand, rounded to the dtype ``dtype``."""
     if dtype == tl.float32:

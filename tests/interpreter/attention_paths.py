@@ -104,8 +104,8 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         monkeypatch.setattr(attention_plan, table, small)
     for table in ("FORWARD_OF_MORE", "COLUMNS_OF_MORE", "ROWS_OF_MORE", "FORWARD_ELSEWHERE", "COLUMNS_ELSEWHERE"):
         monkeypatch.setattr(attention_plan, table, {})
-    monkeypatch.setattr(attention_plan, "MASK_TILE", (16, 16, 4))
-    monkeypatch.setattr(attention_plan, "MASK_TILE_LARGE", (16, 16, 4))
+    for tile in ("MASK_TILE", "MASK_TILE_LARGE", "MASK_TILE_CHUNKED"):
+        monkeypatch.setattr(attention_plan, tile, (16, 16, 4))
     monkeypatch.setattr(attention_plan, "SHORT_ROWS", ((16, 4),) * 3)
     monkeypatch.setattr(attention_plan, "SHORT_ROWS_OF_MORE", ((16, 4),) * 3)
     monkeypatch.setattr(attention_plan, "SHORT_ROWS_SINGLE", (16, 4))
@@ -153,6 +153,92 @@ def test_every_path_is_right(path: str, launched: dict[str, int], case: Case) ->
         expected |= {"attend_mask_gradient": 1} | ({} if path == "short" else {"attend_delta": 1})
         launched.pop("sum_chunks", None)
     assert launched == expected
+
+
+# Products over the features in three chunks of 16, the last of them not full, and in one where there are no more.
+CHUNK_CASES = (
+    Case("chunks", (2, 1, 20, 40), keys=21, with_log_sum=True),
+    Case("even_chunks", (1, 1, 16, 64)),
+    Case("chunks_of_keys", (1, 2, 20, 33), value_features=7, layout="heads_inside", is_causal=True),
+    Case("chunks_of_values", (1, 2, 20, 7), value_features=33, layout="heads_inside", window=(8, 5)),
+    Case("chunks_packed", (1, 2, 20, 40), layout="packed", is_causal=True),
+    Case("chunks_features_first", (1, 1, 20, 40), layout="features_first"),
+    Case("chunks_offsets", (3, 1, 5, 40), keys=35, window=(20, 0), offsets=(0, 30, -4)),
+    Case("chunks_grouped", (1, 4, 9, 40), key_heads=2, keys=20, mask="bool", mask_shape="S"),
+    Case("chunks_bias", (1, 2, 20, 40), keys=21, mask="additive", mask_shape="HLS", dropout_p=0.3, with_log_sum=True),
+    Case("chunks_softcap", (1, 1, 20, 40), softcap=1.0, mask="additive", mask_shape="NLS", is_causal=True),
+    Case("chunks_one_key", (1, 1, 17, 40), keys=1, floor=0.5),
+    Case("chunks_shifted", (1, 1, 20, 40), values="shifted_little", large_scores=True),
+)
+
+
+# Decoding differs in the forward pass, and one launch in D, which keys' and queries' share computes on the way.
+CHUNKS_OF_DECODING = ("chunks_offsets", "chunks_grouped", "chunks_bias")
+CHUNKS_OF_ONE_LAUNCH = ("chunks", "chunks_of_keys", "chunks_of_values", "chunks_packed", "chunks_grouped")
+PATHS_OF_CHUNKS = [
+    pytest.param(path, case, id=f"{case.name}-{path}")
+    for path, names in (("general", None), ("decoding", CHUNKS_OF_DECODING), ("one_launch", CHUNKS_OF_ONE_LAUNCH))
+    for case in CHUNK_CASES
+    if names is None or case.name in names
+]
+
+
+@pytest.mark.parametrize(("path", "case"), PATHS_OF_CHUNKS, indirect=["path"])
+def test_products_by_chunks(path: str, monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
+    monkeypatch.setattr(attention_plan, "CHUNKS", dict.fromkeys(attention_plan.FORWARD, 16))
+    check(case, torch.float32)
+
+
+@pytest.mark.parametrize("path", ["one_launch", "general"], indirect=True)
+def test_chunks_of_rows_that_are_far_apart(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 64 bits, and with what is not finite behind the last row and feature."""
+    monkeypatch.setattr(attention_plan, "CHUNKS", dict.fromkeys(attention_plan.FORWARD, 16))
+    monkeypatch.setattr(attention_layout, "FARTHEST_ROW", 0)
+    found = []
+    generator = torch.Generator().manual_seed(7)
+    whole = torch.randn(4, 1, 1, 40, 50, generator=generator)
+    whole[..., 20:, :] = math.nan
+    whole[..., 40:] = math.nan
+    for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+        q, k, v, g = (part[..., :20, :40] for part in whole.to(dtype).unbind(0))
+        bias = whole[0, :, :, :1, :20].to(dtype)  # its gradient is a sum over the rows of a tile
+        leaves = [part.detach().requires_grad_() for part in (q, k, v, bias)]
+        with fastdl.use_backend(backend):
+            output = scaled_dot_product_attention(*leaves, is_causal=True)
+        found.append((output, *torch.autograd.grad(output, leaves, g)))
+    for one, truth in zip(*found, strict=True):
+        torch.testing.assert_close(one.double(), truth, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "features", "values", "chunk"),
+    [
+        (torch.float32, 128, 128, 128),
+        (torch.float32, 129, 129, 32),
+        (torch.float32, 192, 8, 32),
+        (torch.float32, 8, 256, 32),
+        (torch.bfloat16, 192, 192, 256),
+    ],
+)
+def test_which_heads_are_multiplied_by_chunks(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, features: int, values: int, chunk: int
+) -> None:
+    """By the plan as it is, in all kernels that multiply over features; keys and queries then have a launch each."""
+    found: dict[tuple[str, int], int] = {}
+    usual = kernels.launch
+
+    def launch(kernel: Any, *arguments: Any, **constants: Any) -> None:
+        if "FEATURE_BLOCK" in constants:
+            at = (kernel.fn.__name__, constants["CHUNK"])
+            found[at] = found.get(at, 0) + 1
+        usual(kernel, *arguments, **constants)
+
+    monkeypatch.setattr(kernels, "launch", launch)
+    case = Case(f"heads_of_{features}", (1, 1, 17, features), keys=19, value_features=values, mask="additive")
+    with fastdl.use_backend("triton"):
+        check(case, dtype)
+    launches = {"attend_forward": 1, "attend_backward": 2 if chunk == 32 else 1, "attend_mask_gradient": 1}
+    assert found == {(name, chunk): count for name, count in launches.items()}
 
 
 @every_path
