@@ -8,8 +8,10 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from fastdl import native
 from fastdl.ops.composed import composed
 from fastdl.ops.dispatch import Implementation
 
@@ -20,6 +22,16 @@ Serves = Callable[[Tensor, Tensor, list[int], list[int], list[int], int], str]
 @cache
 def own_kernels(backend: str) -> tuple[Serves, Implementation] | None:
     """The convolution kernels of a backend, and what they serve; None where it has none."""
+    if backend == "cuda":
+        native.load("cuda")
+        namespace = torch.ops.fastdl_cuda
+
+        def served_by_cuda(*arguments: Any) -> str:
+            served: bool = namespace.norm_act_conv_is_served(*arguments)
+            return "" if served else "convolutions of 1x1 and depthwise ones are served, in dense channels_last"
+
+        kernels = Implementation(namespace.norm_act_conv_forward.default, namespace.norm_act_conv_backward.default)
+        return served_by_cuda, kernels
     if backend != "triton" or importlib.util.find_spec("fastdl.kernels.norm_act_conv") is None:
         return None
     module = importlib.import_module("fastdl.kernels.norm_act_conv")

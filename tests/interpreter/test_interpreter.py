@@ -37,6 +37,20 @@ def test_every_path_of_the_norms_over_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("part", "least"),
+    [
+        ("is_right and products and not half", 30),
+        ("(is_right and not products and not half) or 64_bits", 50),
+        ("half", 20),
+        ("every_stride or far_apart", 12),
+        ("not is_right and not 64_bits and not every_stride and not far_apart", 80),
+    ],
+)
+def test_every_path_of_convolutions(tmp_path: Path, part: str, least: int) -> None:
+    check(tmp_path, least, "tests/interpreter/convolution_paths.py", "-k", part)
+
+
+@pytest.mark.parametrize(
     ("op", "least"), [("group_norm", 100), ("batch_norm", 100), ("test_row_norms", 40), ("test_attention", 40)]
 )
 def test_parity(tmp_path: Path, op: str, least: int) -> None:
