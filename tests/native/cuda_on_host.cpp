@@ -65,6 +65,8 @@ struct Start {
 //
 #include "cuda/bindings_attention.cpp"
 //
+#include "cuda/bindings_norm_act_conv.cpp"
+//
 #include "cuda/bindings_row_norms.cpp"
 
 // Whether every guard was given back, and how often the stream was asked for.

@@ -19,6 +19,7 @@ import torch
 import fastdl
 from fastdl.ops import dispatch
 from fastdl.reference.attention import attention as attention_by_definition
+from fastdl.reference.norm_act_conv import norm_act_conv_with_statistics
 from tests.ops import test_attention_properties
 from tests.support import attention, attention_cases, backends, batch_norm, group_norm, problems, row_norms
 
@@ -261,6 +262,95 @@ def row_norms_of_float64_are_an_error() -> None:
             load(op).forward(x, None, *nothing, 1, 1e-5)
 
 
+CONVOLUTIONS = {
+    "pointwise": ((8, 6, 1, 1), (1, 1), (0, 0), (1, 1), 1),
+    "pointwise_stride": ((5, 6, 1, 1), (2, 1), (0, 0), (1, 1), 1),
+    "depthwise": ((12, 1, 3, 2), (1, 2), (2, 1), (2, 1), 6),
+}
+
+
+def convolutions_of_normalised_tensors_are_those_of_the_definition() -> None:
+    """Forward, statistics and gradients, with parameters that are strided and a gradient that is not channels last."""
+    names = ("input", "norm_weight", "norm_bias", "weight", "bias")
+    for name, (kernel, stride, padding, dilation, groups) in CONVOLUTIONS.items():
+        for num_groups, running in ((0, False), (0, True), (3, False), (-1, False)):
+            x = torch.randn(2, 6, 5, 7).contiguous(memory_format=torch.channels_last)
+            norm = [None, None] if num_groups < 0 else [*torch.randn(6, 2).unbind(1)]
+            weight = torch.randn(*kernel, 2)[..., 0]
+            tensors = [x, *norm, weight, torch.randn(kernel[0], 3)[:, 1]]
+            constants = [torch.randn(6), torch.rand(6) + 0.5] if running else [None, None]
+            statics = (num_groups, 1e-5, "silu", 0.0, False, stride, padding, dilation, groups, True)
+            rest = (*map(list, statics[5:8]), groups)
+            assert torch.ops.fastdl_cuda.norm_act_conv_is_served.default(x, weight, *rest), name
+            forward, backward = (
+                torch.ops.fastdl_cuda.norm_act_conv_forward,
+                torch.ops.fastdl_cuda.norm_act_conv_backward,
+            )
+            output, statistics = forward.default(*tensors, *constants, None, *statics)
+            wide = [None if t is None else t.double().requires_grad_() for t in tensors]
+            truth, of_truth = norm_act_conv_with_statistics(
+                *wide, *(None if t is None else t.double() for t in constants), None, *statics
+            )
+            assert output.is_contiguous(memory_format=torch.channels_last), name
+            torch.testing.assert_close(output.double(), truth.detach(), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(statistics, of_truth.detach(), rtol=1e-5, atol=1e-5)
+            grad = torch.randn(output.shape)
+            given = [t for t in wide if t is not None]
+            by_truth = dict(zip(
+                [n for n, t in zip(names, wide, strict=True) if t is not None],
+                torch.autograd.grad(truth, given, grad.double()), strict=True,
+            ))  # fmt: skip
+            arguments = (grad, *tensors, *constants, None, statistics, *statics)
+            found = backward.default(*arguments, [True] * 5)
+            for each, gradient in zip(names, found, strict=True):
+                assert (gradient is not None) == (each in by_truth), (name, each)
+                if gradient is not None:
+                    torch.testing.assert_close(
+                        gradient.double(), by_truth[each], rtol=1e-4, atol=1e-4, msg=f"{name} {each}"
+                    )
+            assert found[0].is_contiguous(memory_format=torch.channels_last), name
+            for i in range(5):
+                alone = backward.default(*arguments, [j == i for j in range(5)])
+                assert [g is not None for g in alone] == [j == i and names[j] in by_truth for j in range(5)], (name, i)
+                assert alone[i] is None or torch.equal(alone[i], found[i]), (name, i)
+
+
+def known_statistics_of_a_convolutions_input_are_used() -> None:
+    x = torch.randn(2, 6, 5, 7).contiguous(memory_format=torch.channels_last)
+    tensors = (x, None, None, torch.randn(8, 6, 1, 1), None, None, None)
+    statics = (0, 1e-5, "relu", 0.0)
+    rest = ([1, 1], [0, 0], [1, 1], 1, False)
+    forward = torch.ops.fastdl_cuda.norm_act_conv_forward.default
+    other = torch.cat([torch.randn(6), torch.rand(6) + 0.5]).double()
+    output, statistics = forward(*tensors, other, *statics, False, *rest)
+    assert torch.equal(statistics, other)
+    by_definition = torch.nn.functional.batch_norm(x, other[:6].float(), other[6:].float(), eps=1e-5).relu()
+    torch.testing.assert_close(output, torch.nn.functional.conv2d(by_definition, tensors[3]), rtol=1e-5, atol=1e-5)
+    # They are not those of an activated input.
+    first = [forward(*tensors, known, *statics, True, *rest)[0] for known in (other, None)]
+    assert torch.equal(*first)
+
+
+def convolutions_without_kernels_are_refused() -> None:
+    def last(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.contiguous(memory_format=torch.channels_last)
+
+    x, weight = last(torch.randn(2, 6, 5, 7)), torch.randn(8, 6, 1, 1)
+    unit = ([1, 1], [0, 0], [1, 1], 1)
+    served = torch.ops.fastdl_cuda.norm_act_conv_is_served.default
+    assert served(x, weight, *unit)
+    wide = last(torch.randn(2, 9, 5, 7))
+    for refused in (x.contiguous(), wide[:, :6], x[:, :, ::2], x.double(), x[0], last(torch.randn(2, 6, 1, 1))):
+        assert not served(refused, weight.to(refused.dtype), *unit)
+    assert not served(x, weight.half(), *unit)
+    assert not served(x, torch.randn(8, 6, 3, 3), *unit)
+    assert not served(x, weight, [1, 1], [1, 0], [1, 1], 1)
+    with pytest.raises(RuntimeError, match="serve depthwise and pointwise convolutions"):
+        torch.ops.fastdl_cuda.norm_act_conv_forward.default(
+            x.contiguous(), None, None, weight, None, None, None, None, -1, 1e-5, "relu", 0.0, False, *unit, False
+        )
+
+
 CHECKS: dict[str, Callable[[], object]] = {
     check.__name__: check
     for check in (
@@ -277,6 +367,9 @@ CHECKS: dict[str, Callable[[], object]] = {
         row_norms_read_parameters_of_any_strides_and_dtype,
         row_norms_of_rows_that_lie_anywhere,
         row_norms_of_float64_are_an_error,
+        convolutions_of_normalised_tensors_are_those_of_the_definition,
+        known_statistics_of_a_convolutions_input_are_used,
+        convolutions_without_kernels_are_refused,
     )
 }
 
