@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutation.mutations import MUTATIONS, Mutation
+from tests.mutation.mutation import Mutation
+from tests.mutation.mutations import MUTATIONS
 from tests.support.backends import BACKENDS_UNDER_TEST
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +45,14 @@ SUITES = (
             needs_cpu_library=True,
         )
         for beginning in ("csrc/cpu/attention", "csrc/cpu/matrix", "csrc/attention")
+    ),
+    Suite("kernels/row_norm", ("tests/interpreter/test_interpreter.py", "-k", "norms_over_rows")),
+    Suite("csrc/cuda/row_norm", ("tests/simt/test_row_norms.py",)),
+    Suite("csrc/cuda/bindings_row_norms", ("tests/native/test_cuda_bindings.py",)),
+    Suite("csrc/cpu/row_norm", ("tests/ops/test_row_norms.py", "-k", "cpu and not reference"), needs_cpu_library=True),
+    *(
+        Suite(f"fastdl/nn/{name}", (f"tests/nn/test_{name}.py",))
+        for name in ("sync_batch_norm", "conv_norm_act", "instance_norm")
     ),
     Suite("kernels/", ("tests/interpreter/test_interpreter.py", "-k", "every_path and not attention")),
     Suite("csrc/cuda/", ("tests/simt/test_group_norm.py", "tests/simt/test_batch_norm.py")),
