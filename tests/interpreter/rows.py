@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support import attention, attention_cases, batch_norm, group_norm, row_norms
+from tests.support import attention, attention_cases, batch_norm, group_norm, norm_act_conv, row_norms
 from tests.support.backends import short
 from tests.support.problems import Case, Operator, check_parity
 
@@ -71,6 +71,20 @@ def selected_row_norms() -> Iterator[Any]:
 @pytest.mark.parametrize(("operator", "case", "dtype"), list(selected_row_norms()))
 def test_row_norms(operator: Operator, case: Case, dtype: torch.dtype) -> None:
     check_parity(operator, case, dtype, "triton")
+
+
+def selected_norm_act_conv() -> Iterator[Any]:
+    """Through the public op, which also takes what the kernels leave to torch's convolution."""
+    chosen = (norm_act_conv.NORM_CASES[::4], norm_act_conv.ACTIVATION_CASES[::5], norm_act_conv.CONVOLUTION_CASES[::3])
+    for turn, case in enumerate(case for cases in chosen for case in cases):
+        served = [dtype for dtype in DTYPES if dtype in case.dtypes]
+        dtype = served[turn % len(served)]
+        yield pytest.param(case, dtype, id=f"{case.name}-{short(dtype)}")
+
+
+@pytest.mark.parametrize(("case", "dtype"), list(selected_norm_act_conv()))
+def test_norm_act_conv(case: Case, dtype: torch.dtype) -> None:
+    check_parity(norm_act_conv.OPERATOR, case, dtype, "triton")
 
 
 # Every kind of layout, mask, window and option; of the sweeps over sizes a part, and nothing that takes seconds.

@@ -51,7 +51,14 @@ def test_every_path_of_convolutions(tmp_path: Path, part: str, least: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("op", "least"), [("group_norm", 100), ("batch_norm", 100), ("test_row_norms", 40), ("test_attention", 40)]
+    ("op", "least"),
+    [
+        ("group_norm", 100),
+        ("batch_norm", 100),
+        ("test_row_norms", 40),
+        ("test_norm_act_conv", 12),
+        ("test_attention", 40),
+    ],
 )
 def test_parity(tmp_path: Path, op: str, least: int) -> None:
     check(tmp_path, least, "tests/interpreter/rows.py", "-k", op)
