@@ -27,9 +27,11 @@ def test_every_path(tmp_path: Path, part: str, least: int) -> None:
     check(tmp_path, least, "tests/interpreter/paths.py", "-k", part)
 
 
-def test_every_path_of_attention(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("part", "least"), [("chunks", 20), ("not chunks", 90)])
+def test_every_path_of_attention(tmp_path: Path, part: str, least: int) -> None:
     packed = "test_the_gradients_of_a_packed_projection_are_slices_of_one_tensor[triton]"
-    check(tmp_path, 100, "tests/interpreter/attention_paths.py", f"tests/ops/test_attention_properties.py::{packed}")
+    others = () if part == "chunks" else (f"tests/ops/test_attention_properties.py::{packed}",)
+    check(tmp_path, least, "tests/interpreter/attention_paths.py", *others, "-k", part)
 
 
 def test_every_path_of_the_norms_over_rows(tmp_path: Path) -> None:
@@ -43,7 +45,8 @@ def test_every_path_of_the_norms_over_rows(tmp_path: Path) -> None:
         ("(is_right and not products and not half) or 64_bits", 50),
         ("half", 20),
         ("every_stride or far_apart", 12),
-        ("not is_right and not 64_bits and not every_stride and not far_apart", 80),
+        ("statistics", 25),
+        ("not is_right and not 64_bits and not every_stride and not far_apart and not statistics", 50),
     ],
 )
 def test_every_path_of_convolutions(tmp_path: Path, part: str, least: int) -> None:

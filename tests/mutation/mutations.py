@@ -6,7 +6,7 @@ that it is of: a row that fits the source no more fails.
 
 from __future__ import annotations
 
-from tests.mutation import mutations_cpu, mutations_cuda, mutations_nn, mutations_triton
+from tests.mutation import mutations_convolution, mutations_cpu, mutations_cuda, mutations_nn, mutations_triton
 from tests.mutation.mutation import Mutation
 
 MUTATIONS: list[Mutation] = [
@@ -14,4 +14,5 @@ MUTATIONS: list[Mutation] = [
     *mutations_cpu.MUTATIONS,
     *mutations_triton.MUTATIONS,
     *mutations_cuda.MUTATIONS,
+    *mutations_convolution.MUTATIONS,
 ]

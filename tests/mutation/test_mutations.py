@@ -50,11 +50,15 @@ SUITES = (
     Suite("csrc/cuda/row_norm", ("tests/simt/test_row_norms.py",)),
     Suite("csrc/cuda/bindings_row_norms", ("tests/native/test_cuda_bindings.py",)),
     Suite("csrc/cpu/row_norm", ("tests/ops/test_row_norms.py", "-k", "cpu and not reference"), needs_cpu_library=True),
+    Suite("kernels/convolution", ("tests/interpreter/test_interpreter.py", "-k", "every_path_of_convolutions")),
+    Suite("kernels/norm_act_conv", ("tests/interpreter/test_interpreter.py", "-k", "every_path_of_convolutions")),
+    Suite("csrc/cuda/convolution", ("tests/simt/test_convolution.py",)),
+    Suite("csrc/cuda/norm_act_conv", ("tests/simt/test_convolution.py",)),
     *(
         Suite(f"fastdl/nn/{name}", (f"tests/nn/test_{name}.py",))
         for name in ("sync_batch_norm", "conv_norm_act", "instance_norm")
     ),
-    Suite("kernels/", ("tests/interpreter/test_interpreter.py", "-k", "every_path and not attention")),
+    Suite("kernels/", ("tests/interpreter/test_interpreter.py", "-k", "test_every_path and not path_of")),
     Suite("csrc/cuda/", ("tests/simt/test_group_norm.py", "tests/simt/test_batch_norm.py")),
     Suite(
         "csrc/",
