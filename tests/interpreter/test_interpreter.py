@@ -42,7 +42,8 @@ def test_every_path_of_the_norms_over_rows(tmp_path: Path) -> None:
     ("part", "least"),
     [
         ("is_right and products and not half", 30),
-        ("(is_right and not products and not half) or 64_bits", 50),
+        ("is_right and not products and not flat and not half", 15),
+        ("(is_right and flat and not half) or 64_bits", 30),
         ("half", 20),
         ("every_stride or far_apart", 12),
         ("statistics", 25),
