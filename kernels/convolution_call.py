@@ -77,11 +77,10 @@ class Call:
 
     @cached_property
     def problem(self) -> plan.Problem:
-        plain = not self.has_norm and self.activation == "identity"
         precise = self.input.dtype == torch.float32 and float32_precision() == "ieee"
         itemsize = self.input.element_size()
         return plan.Problem(
-            self.geometry, itemsize, self.outers, self.by_sample, plain, precise, architecture_of(self.input.device)
+            self.geometry, itemsize, self.outers, self.by_sample, precise, architecture_of(self.input.device)
         )
 
     @property

@@ -58,14 +58,13 @@ BLACKWELL_WARPS = {(128, 64): 4, (128, 16): 8}
 class Problem(NamedTuple):
     """A call as plans see it. ``outers``: parts that tiles do not cross, which are samples where ``by_sample``.
 
-    ``plain``: there is no prologue; ``precise``: float32 operands are not rounded to TF32.
+    ``precise``: float32 operands are not rounded to TF32.
     """
 
     geometry: Geometry
     itemsize: int
     outers: int
     by_sample: bool
-    plain: bool
     precise: bool
     architecture: int
 
