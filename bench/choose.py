@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastdl.ops import dispatch, measured, measured_choices
 
-from . import results
+from . import registry, results
 from .records import GRAPH, CaseRecord, Measurement, by_backend
 from .summary import geometric_mean
 
@@ -44,12 +44,21 @@ def seconds_by_backend(record: CaseRecord, measurement: Measurement) -> dict[str
 
 def fastest(group: Sequence[dict[str, float]]) -> str:
     """The best of the backends that all of the group have; the usual one unless another gains more than a little."""
-    common = [name for name in dispatch.PREFERENCES["cuda"] if all(name in times for times in group)]
+    order = (dispatch.VENDOR, *dispatch.PREFERENCES["cuda"])
+    common = [name for name in order if all(name in times for times in group)]
     best = common[0]
     for name in common[1:]:
         if geometric_mean(times[best] / times[name] for times in group) > LEAST_GAIN:
             best = name
     return best
+
+
+def operator_of(name: str) -> str | None:
+    """The op whose rows a benchmark fills: its own, or the one that serves it where that has no benchmark itself."""
+    if name not in registry.names():
+        return name
+    op = registry.load(name).serving_op
+    return op if op == name or op not in registry.names() else None
 
 
 def merged(
@@ -89,9 +98,10 @@ def main(argv: list[str]) -> int:
             capability = content["machine"].get("capability")
             if capability is None:
                 raise results.ResultsError(f"{path} holds no results of a GPU")
-            for op, part in {**content["unfinished"], **content["operators"]}.items():
-                found = choices(op, capability, results.load_records(part))
-                table = merged(table, op, capability, found)
+            for name, part in {**content["unfinished"], **content["operators"]}.items():
+                op = operator_of(name)
+                if op is not None:
+                    table = merged(table, op, capability, choices(op, capability, results.load_records(part)))
     except results.ResultsError as error:
         print(f"bench choose: {error}", file=sys.stderr)
         return 1

@@ -16,7 +16,6 @@ from torch import Tensor
 from fastdl.kernels import configs
 from fastdl.kernels import convolution_layout as layout
 from fastdl.kernels import convolution_plan as plan
-from fastdl.kernels.batch_norm import update_running_statistics as update_running_statistics
 from fastdl.kernels.convolution_call import (
     BATCH,
     Call,

@@ -293,3 +293,20 @@ print(hasattr(torch.ops.fastdl_cpu, "group_norm_forward"))
 """
     result = run_python(code)
     assert result.stdout.splitlines() == ["[]", "False"], result.stdout + result.stderr
+
+
+def test_on_a_gpu_auto_keeps_the_vendors_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until a measurement favours ours; asked for by name ours serve."""
+    monkeypatch.setattr(dispatch, "status", lambda name: dispatch.BackendStatus(name != "cuda"))
+    monkeypatch.setattr(dispatch.measured, "measured_backends", lambda op, dtype: frozenset())
+    try:
+        dispatch.choose.cache_clear()
+        assert dispatch.choose("norm_act_conv", "auto", "cuda", torch.float32) == dispatch.VENDOR
+        assert dispatch.choose("batch_norm", "auto", "cuda", torch.float32) == "triton"
+        assert dispatch.choose("norm_act_conv", "triton", "cuda", torch.float32) == "triton"
+        assert dispatch.choose("norm_act_conv", "auto", "cpu", torch.float32) == "cpu"
+        monkeypatch.setattr(dispatch.measured, "measured_backends", lambda op, dtype: frozenset({"triton"}))
+        dispatch.choose.cache_clear()
+        assert dispatch.choose("norm_act_conv", "auto", "cuda", torch.float32) == dispatch.BY_MEASUREMENT
+    finally:
+        dispatch.choose.cache_clear()

@@ -66,7 +66,7 @@ def _obstacle(
     if len(conv_node.users) > 1:
         return "the convolution's output is read by others as well"
     residual = _own_residual(node)
-    if residual is not None and not isinstance(residual, fx.Node):
+    if len(node.args) + len(node.kwargs) > 2 or not isinstance(residual, (fx.Node, type(None))):
         return "it is called with arguments of its own"
     if residual is not None and _changes_between(conv_node, node, modules):
         return "what the convolution reads is changed before the residual is there"

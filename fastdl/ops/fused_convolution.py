@@ -15,6 +15,9 @@ from fastdl import native
 from fastdl.ops.composed import composed
 from fastdl.ops.dispatch import Implementation
 
+BACKENDS = ("triton", "cuda")
+"""Those that have convolution kernels of their own."""
+
 # serves(input, weight, stride, padding, dilation, groups): "" or the reason why not.
 Serves = Callable[[Tensor, Tensor, list[int], list[int], list[int], int], str]
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdl.ops import dispatch, fused_convolution
+from fastdl.ops import dispatch, fused_convolution, measured
 from fastdl.ops.arguments import check_channel_parameter, check_eps, check_input, check_order, resolve_activation
 from fastdl.ops.batch_norm import running_statistics_observer
 from fastdl.ops.convolution import Convolution, Norm, check_convolution, check_norm
 from fastdl.ops.group_norm import check_groups
-from fastdl.ops.layout import has_channels_last, output_like
+from fastdl.ops.layout import has_channels_last, image_layout, output_like
 from fastdl.ops.operator import FusedOperator
 from fastdl.reference.conv_norm_act import count_groups
 from fastdl.reference.norm_act_conv import BATCH, NO_NORM, norm_act_conv_with_statistics
@@ -143,7 +143,13 @@ def collects_statistics(input: Tensor, convolution: Convolution) -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    backend = dispatch.choose("norm_act_conv", dispatch.requested(), input.device.type, input.dtype)
+    backend: str | None = dispatch.choose(
+        "norm_act_conv", dispatch.requested(), input.device.type, input.dtype
+    )  # fmt: skip
+    if backend == dispatch.BY_MEASUREMENT:
+        backend = measured.fastest("norm_act_conv", input, image_layout(input))
+    if backend not in fused_convolution.BACKENDS:
+        return False
     spatial = input.ndim - 2
     padding = _explicit_padding(convolution, spatial)
     return padding is not None and fused_convolution.serves(
@@ -154,12 +160,15 @@ def collects_statistics(input: Tensor, convolution: Convolution) -> bool:
 
 def _under_autocast(input: Tensor, convolution: Convolution) -> tuple[Tensor, Convolution]:
     """Input, weight and bias in the dtype that autocast runs convolutions in, where it is on."""
-    kind = input.device.type if isinstance(input, Tensor) else "cpu"
+    weight, bias = convolution.weight, convolution.bias
+    if not all(isinstance(tensor, Tensor) for tensor in (input, weight)):
+        return input, convolution  # which the checks refuse
+    kind = input.device.type
     if not torch.is_autocast_enabled(kind) or input.dtype == torch.float64:
         return input, convolution
     dtype = torch.get_autocast_dtype(kind)
-    bias = None if convolution.bias is None else convolution.bias.to(dtype)
-    return input.to(dtype), convolution._replace(weight=convolution.weight.to(dtype), bias=bias)
+    bias = bias.to(dtype) if isinstance(bias, Tensor) else bias
+    return input.to(dtype), convolution._replace(weight=weight.to(dtype), bias=bias)
 
 
 def _check(op: str, input: Tensor, before: Norm, convolution: Convolution) -> float:

@@ -90,3 +90,19 @@ def test_results_of_a_cpu_are_refused(tmp_path, capsys):
 def test_sizes_fall_into_classes():
     names = [measured.size_class(size) for size in (1, 1 << 20, (1 << 20) + 1, 16 << 20, (16 << 20) + 1, 1 << 40)]
     assert names == ["small", "small", "medium", "medium", "large", "large"]
+
+
+def test_whose_rows_a_benchmark_fills():
+    """The op's that serves it: a chain's are norm_act_conv's. One that only uses another benchmark's op fills none."""
+    assert choose.operator_of("group_norm") == "group_norm"
+    assert choose.operator_of("conv_norm_act_chain") == "norm_act_conv"
+    assert choose.operator_of("conv_norm_act") is None
+    assert choose.operator_of("of_a_later_version") == "of_a_later_version"
+
+
+def test_the_vendors_convolutions_stay_unless_ours_gain():
+    def group(vendor, triton):
+        return [{dispatch.VENDOR: vendor, "triton": triton}] * 3
+
+    assert choose.fastest(group(1.0, 0.99)) == dispatch.VENDOR
+    assert choose.fastest(group(1.0, 0.9)) == "triton"

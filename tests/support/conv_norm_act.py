@@ -37,12 +37,15 @@ class ConvNormActCase(Case):
     order: str = "conv_norm_act"
 
 
-def parameters(case: ConvNormActCase, fill: Callable[..., Tensor], dtype: torch.dtype) -> Tensors:
-    channels = (case.kernel[0],)
+def parameters(
+    case: ConvNormActCase, fill: Callable[..., Tensor], dtype: torch.dtype, normalized: int | None = None
+) -> Tensors:
+    """``normalized``: how many channels the norm has; those that the convolution puts out if not given."""
+    channels = (case.kernel[0] if normalized is None else normalized,)
     fan_in = torch.Size(case.kernel[1:]).numel()
     tensors: Tensors = {"convolution_weight": (fill(case.kernel, to=torch.float64) / fan_in**0.5).to(dtype)}
     if case.convolution_bias:
-        tensors["convolution_bias"] = fill(channels)
+        tensors["convolution_bias"] = fill(case.kernel[:1])
     for name, given in (("weight", case.weight), ("bias", case.bias)):
         if given and case.norm != "none":
             tensors[name] = fill(channels, to=case.parameter_dtype or dtype)
@@ -62,27 +65,30 @@ def by_reference(case: ConvNormActCase, t: Tensors) -> Tensor:
 
 def call(function: Callable[..., Tensor], case: ConvNormActCase, t: Tensors) -> Tensor:
     return function(
-        t["input"],
-        t["convolution_weight"],
-        t.get("convolution_bias"),
-        stride=case.stride,
-        padding=case.padding,
-        dilation=case.dilation,
-        groups=case.groups,
-        norm=case.norm,
-        norm_weight=t.get("weight"),
-        norm_bias=t.get("bias"),
-        running_mean=t.get("running_mean"),
-        running_var=t.get("running_var"),
-        num_groups=case.num_groups,
-        training=case.training,
-        momentum=case.momentum,
-        eps=case.eps,
-        activation=case.activation,
-        activation_param=case.activation_param,
-        order=case.order,
-        residual=t.get("residual"),
-    )
+        t["input"], t["convolution_weight"], t.get("convolution_bias"), residual=t.get("residual"), **options(case, t)
+    )  # fmt: skip
+
+
+def options(case: ConvNormActCase, t: Tensors) -> dict[str, Any]:
+    """The keyword arguments that both orders of convolution and norm take."""
+    return {
+        "stride": case.stride,
+        "padding": case.padding,
+        "dilation": case.dilation,
+        "groups": case.groups,
+        "norm": case.norm,
+        "norm_weight": t.get("weight"),
+        "norm_bias": t.get("bias"),
+        "running_mean": t.get("running_mean"),
+        "running_var": t.get("running_var"),
+        "num_groups": case.num_groups,
+        "training": case.training,
+        "momentum": case.momentum,
+        "eps": case.eps,
+        "activation": case.activation,
+        "activation_param": case.activation_param,
+        "order": case.order,
+    }
 
 
 def by_torch(case: ConvNormActCase, t: Tensors) -> Tensor:

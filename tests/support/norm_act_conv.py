@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastdl.ops import norm_act_conv
 from fastdl.reference import norm_act_conv as reference
+from tests.support import conv_norm_act
 from tests.support.conv_norm_act import CONVOLUTIONS, FLOAT, SMOOTH, ConvNormActCase, normalize_by_torch
 from tests.support.problems import Operator, Tensors, apply_activation
 
@@ -22,18 +23,7 @@ class NormActConvCase(ConvNormActCase):
 
 
 def parameters(case: NormActConvCase, fill: Callable[..., Tensor], dtype: torch.dtype) -> Tensors:
-    channels = (case.shape[1],)
-    fan_in = torch.Size(case.kernel[1:]).numel()
-    tensors: Tensors = {"convolution_weight": (fill(case.kernel, to=torch.float64) / fan_in**0.5).to(dtype)}
-    if case.convolution_bias:
-        tensors["convolution_bias"] = fill(case.kernel[:1])
-    for name, given in (("weight", case.weight), ("bias", case.bias)):
-        if given and case.norm != "none":
-            tensors[name] = fill(channels, to=case.parameter_dtype or dtype)
-    if case.tracked:
-        tensors["running_mean"] = fill(channels)
-        tensors["running_var"] = 0.5 + fill(channels).square()
-    return tensors
+    return conv_norm_act.parameters(case, fill, dtype, case.shape[1])
 
 
 def ours(case: NormActConvCase, t: Tensors) -> Tensor:
@@ -47,27 +37,8 @@ def by_reference(case: NormActConvCase, t: Tensors) -> Tensor:
 
 
 def call(function: Callable[..., Tensor], case: NormActConvCase, t: Tensors) -> Tensor:
-    return function(
-        t["input"],
-        t["convolution_weight"],
-        t.get("convolution_bias"),
-        stride=case.stride,
-        padding=case.padding,
-        dilation=case.dilation,
-        groups=case.groups,
-        norm=case.norm,
-        norm_weight=t.get("weight"),
-        norm_bias=t.get("bias"),
-        running_mean=t.get("running_mean"),
-        running_var=t.get("running_var"),
-        num_groups=case.num_groups,
-        training=case.training,
-        momentum=case.momentum,
-        eps=case.eps,
-        activation=case.activation,
-        activation_param=case.activation_param,
-        order=case.order,
-    )
+    weights = (t["convolution_weight"], t.get("convolution_bias"))
+    return function(t["input"], *weights, **conv_norm_act.options(case, t))
 
 
 def by_torch(case: NormActConvCase, t: Tensors) -> Tensor:
