@@ -211,6 +211,10 @@ class Pool {
   std::unordered_map<void*, size_t> used_;
 };
 
+// Made while the library is loaded, which fork waits for (fastdl/native/loader.py): were it made by the first allocation, a fork
+// could begin before its handlers are registered and copy the lock while that allocation holds it.
+[[maybe_unused]] Pool& made_at_load = Pool::instance();
+
 }  // namespace
 
 void* pool_allocate(size_t bytes) { return Pool::instance().allocate(bytes); }

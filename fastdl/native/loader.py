@@ -44,6 +44,23 @@ class Library:
         return self.entry / self.manifest.library
 
 
+# Held while a library is looked for, built and loaded; a fork waits for it. Loading takes locks of the linker, of
+# torch's registry and of modules such as tempfile, and a child forked meanwhile would find them closed for ever
+# (measured: one child in forty, forked within 4 ms of another thread's first call). The thread that loads may fork.
+_loading = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _loading
+    _loading = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=lambda: _loading.acquire(), after_in_parent=lambda: _loading.release(), after_in_child=_renew_lock
+    )
+
+
 class Loader:
     """Loads one library of a source tree; the process's own are behind ``fastdl.native.load``."""
 
@@ -52,13 +69,6 @@ class Loader:
         self.csrc = csrc
         self.prebuilt = prebuilt
         self._status: NativeStatus | None = None
-        self._lock = threading.Lock()
-        if hasattr(os, "register_at_fork"):
-            # A fork while another thread builds would leave the child with a lock that nobody opens.
-            os.register_at_fork(after_in_child=self._renew_lock)
-
-    def _renew_lock(self) -> None:
-        self._lock = threading.Lock()
 
     def load(self) -> NativeStatus:
         """Load the library on the first call; the same status ever after. Warns once where loading it fails.
@@ -66,7 +76,7 @@ class Loader:
         Nothing is said where the machine lacks what the library is for: the status tells it to who asks.
         """
         if self._status is None:
-            with self._lock:
+            with _loading:
                 if self._status is None:
                     self._status = self._load()
                     if not self._status.available and not self._status.absent:

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -304,3 +306,37 @@ def test_a_failure_is_forgotten_after_a_success(
     outcome = processes.run(CXX=str(flaky))
     assert works(outcome), outcome
     assert sorted(path.name for path in entry.iterdir()) == sorted([LIBRARY, cache.MANIFEST])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_waits_for_another_threads_load() -> None:
+    """A child that is forked while some lock is held for loading could never take that lock."""
+    code = """
+import os, threading, time, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+from fastdl.native import loader
+
+lock, loading = threading.Lock(), threading.Event()
+
+def load(self):
+    with lock:
+        loading.set()
+        time.sleep(0.5)
+    return loader.NativeStatus(True)
+
+loader.Loader._load = load
+thread = threading.Thread(target=loader.Loader().load)
+thread.start()
+loading.wait()
+child = os.fork()
+if child == 0:
+    free = lock.acquire(timeout=10)
+    if free:
+        lock.release()
+    os._exit(0 if free and loader.Loader().load().available else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+thread.join()
+print(loader.Loader().load().available)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True"], done.stderr
