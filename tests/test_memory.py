@@ -23,7 +23,10 @@ SHAPE = (1, 4, 1024, 256)  # 4 MiB in float32
 
 
 @pytest.fixture(autouse=True)
-def fresh_pool() -> Iterator[None]:
+def fresh_pool(request: pytest.FixtureRequest) -> Iterator[None]:
+    if "size" in request.fixturenames or "mode" in request.fixturenames:  # texts alone: a collection takes a second
+        yield
+        return
     BACKENDS_UNDER_TEST["cpu"].device()
     gc.collect()
     start = fastdl.cpu_pool("on", clear=True)

@@ -1,12 +1,32 @@
 """The gate: everything that ships keeps its limits on every architecture, and the table says what it uses."""
 
+from typing import Any
+
 import pytest
 
 from . import table, triton_code
 from .jobs import CUDA, TRITON, Job, jobs, names, obstacle, run, triton_kernels, versions
 
+# Kernels of many configurations, which take the compiler 10 to 60 s an architecture: by default, for Hopper alone.
+LONG = (
+    "attention_backward.attend_backward", "attention_forward.attend_forward", "attention_mask.attend_mask_gradient",
+    "attention_short.attend_backward_short", "convolution_data.convolve_data", "convolution_forward.convolve_forward",
+    "convolution_weight.convolve_weight", "on_chip.on_chip_backward", "on_chip.on_chip_forward",
+    "row_norm_on_chip.row_norm_backward", "row_norm_on_chip.row_norm_forward",
+)  # fmt: skip
 
-@pytest.mark.parametrize("job", jobs(), ids=str)
+
+def rows() -> list[Any]:
+    """Every job; the slow ones are for the two other architectures."""
+    return [
+        pytest.param(
+            job, id=str(job), marks=[pytest.mark.slow] if job.subject in LONG and job.architecture != 90 else []
+        )
+        for job in jobs()
+    ]
+
+
+@pytest.mark.parametrize("job", rows())
 def test_what_ships_keeps_its_limits(job: Job) -> None:
     if reason := obstacle(job):
         pytest.skip(reason)

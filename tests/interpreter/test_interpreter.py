@@ -44,10 +44,14 @@ def test_every_path_of_the_norms_over_rows(tmp_path: Path) -> None:
         ("is_right and products and not half", 30),
         ("is_right and not products and not flat and not half", 15),
         ("(is_right and flat and not half) or 64_bits", 30),
-        ("half", 20),
-        ("every_stride or far_apart", 12),
+        pytest.param("half", 20, marks=pytest.mark.slow),
+        pytest.param("every_stride or far_apart", 12, marks=pytest.mark.slow),
         ("statistics", 25),
-        ("not is_right and not 64_bits and not every_stride and not far_apart and not statistics", 50),
+        pytest.param(
+            "not is_right and not 64_bits and not every_stride and not far_apart and not statistics",
+            50,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_every_path_of_convolutions(tmp_path: Path, part: str, least: int) -> None:

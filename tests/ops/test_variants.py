@@ -20,10 +20,12 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = [
     "tests/ops/test_group_norm.py", "tests/ops/test_batch_norm.py", "tests/ops/test_activations.py",
     "tests/ops/test_attention.py", "tests/ops/test_attention_varlen.py",
+    "tests/ops/test_cpu_convolution.py",
 ]  # fmt: skip
 # Odd sizes, both layouts, all dtypes, activations, accuracy at a large mean: what depends on the vectors' width.
 CORE = (
-    "cpu and not reference and (sweep or shifted or residual or special or (positions and float32) or test_attention)"
+    "cpu and not reference and (sweep or shifted or residual or special or (positions and float32) or test_attention"
+    " or test_cpu_convolution)"
 )
 
 VARIANTS = {
@@ -47,8 +49,9 @@ def run(arch: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
     )
 
 
-# A build takes a minute of two cores; the one without AVX is left to the slow tests.
-@pytest.mark.parametrize("arch", [pytest.param("x86-64", marks=pytest.mark.slow), "x86-64-v3"])
+# A build takes a minute of two cores.
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", VARIANTS)
 def test_the_variant_is_built_for_what_it_says(arch: str) -> None:
     BACKENDS_UNDER_TEST["cpu"].device()
     skip_where_it_cannot_run(arch)

@@ -39,7 +39,7 @@ def test_parity(part: int) -> None:
     suite.check_rows(OPERATOR, rows[::4], suite.SPLIT, order="random")
 
 
-@pytest.mark.parametrize("variant", ["plain", "race", "address"])
+@pytest.mark.parametrize("variant", ["plain", "race", pytest.param("address", marks=pytest.mark.slow)])
 def test_every_kernel_and_path_is_right_in_every_build(variant: str) -> None:
     rows = suite.prepare(OPERATOR, suite.reaching_rows(OPERATOR, FURTHER))
     reached: Counter[str] = Counter()

@@ -74,7 +74,7 @@ def test_parity(part: int) -> None:
     suite.check_rows(rows[1::3], WIDE, order="reversed")
 
 
-@pytest.mark.parametrize("variant", ["plain", "race", "address"])
+@pytest.mark.parametrize("variant", ["plain", "race", pytest.param("address", marks=pytest.mark.slow)])
 def test_every_kernel_is_right_in_every_build(variant: str) -> None:
     """A sanitizer sees one of the half precisions: their kernels differ in how a value is widened."""
     dtypes = FLOATS if variant == "plain" else FLOATS[:2]
