@@ -3,10 +3,8 @@
 // where rms_norm has neither mean. Both passes over a row come with it from memory once.
 #pragma once
 
-#include <memory>
-
-#include "pool.h"
 #include "row_norm_rows.h"
+#include "scratch.h"
 
 namespace fastdl {
 
@@ -33,10 +31,10 @@ class RowNormBackward {
     const int64_t few = norm_.width < 4096 ? 32 : 8, wanted = (norm_.rows + 63) / 64;
     const int64_t chunk = (std::clamp<int64_t>(wanted, few, 256) + 3) / 4 * 4, chunks = (norm_.rows + chunk - 1) / chunk;
     const bool parameters = gradients_.weight || gradients_.bias;
-    const Workspace sums(parameters ? chunks * sums_stride() : 0);
+    const Scratch<A> sums(parameters ? chunks * sums_stride() : 0);
     parallel(chunks, 2 * chunk * norm_.width, [&](int64_t i) {
       const int64_t begin = i * chunk, end = std::min(norm_.rows, begin + chunk);
-      A* of_chunk = parameters ? sums.values() + i * sums_stride() : nullptr;
+      A* of_chunk = parameters ? sums.data() + i * sums_stride() : nullptr;
       if (parameters) std::fill(of_chunk, of_chunk + sums_stride(), A(0));
       const bool has_sum = gradients_.sum.values;
       if (parameters && has_sum) rows<true, true>(begin, end, of_chunk);
@@ -44,7 +42,7 @@ class RowNormBackward {
       else if (has_sum) rows<false, true>(begin, end, nullptr);
       else rows<false, false>(begin, end, nullptr);
     });
-    if (parameters) merge(sums.values(), chunks);
+    if (parameters) merge(sums.data(), chunks);
   }
 
  private:
@@ -133,24 +131,6 @@ class RowNormBackward {
       for (int64_t j = 0; j < n; ++j) result[first + j] = A(total[j]);
     });
   }
-
-  // Uninitialised memory, from the pool of outputs where it is large.
-  class Workspace {
-   public:
-    explicit Workspace(int64_t count) : block_(count ? pool_allocate(count * sizeof(A)) : nullptr) {
-      if (count && !block_) own_.reset(new A[count]);
-    }
-    ~Workspace() {
-      if (block_) pool_release(block_);
-    }
-    Workspace(const Workspace&) = delete;
-    Workspace& operator=(const Workspace&) = delete;
-    A* values() const { return block_ ? static_cast<A*>(block_) : own_.get(); }
-
-   private:
-    void* block_;
-    std::unique_ptr<A[]> own_;
-  };
 
   const RowNorm& norm_;
   const RowNormGradients& gradients_;

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastdl.models.initialization import initialize_module
 from fastdl.nn import BatchNorm2d
-from fastdl.nn.norm_then_conv import norm_then_conv
+from fastdl.nn.conv_norm_sequence import conv_norm_sequence
 
 __all__ = ["SIZES", "BasicBlock", "Bottleneck", "ResNet", "resnet"]
 
@@ -35,9 +35,8 @@ class BasicBlock(nn.Module):
         self.downsample = projection(in_channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = norm_then_conv(self.conv1(x), self.bn1, self.conv2)
-        output: Tensor = self.bn2(y, x if self.downsample is None else self.downsample(x))
-        return output
+        shortcut = x if self.downsample is None else conv_norm_sequence(x, *self.downsample)
+        return conv_norm_sequence(x, self.conv1, self.bn1, self.conv2, self.bn2, residual=shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -60,10 +59,9 @@ class Bottleneck(nn.Module):
         self.downsample = projection(in_channels, self.expansion * width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = norm_then_conv(self.conv1(x), self.bn1, self.conv2)
-        y = norm_then_conv(y, self.bn2, self.conv3)
-        output: Tensor = self.bn3(y, x if self.downsample is None else self.downsample(x))
-        return output
+        shortcut = x if self.downsample is None else conv_norm_sequence(x, *self.downsample)
+        branch = (self.conv1, self.bn1, self.conv2, self.bn2, self.conv3, self.bn3)
+        return conv_norm_sequence(x, *branch, residual=shortcut)
 
 
 def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
@@ -143,7 +141,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = images.contiguous(memory_format=torch.channels_last)
-        x = self.maxpool(self.bn1(self.conv1(x)))
+        x = self.maxpool(conv_norm_sequence(x, self.conv1, self.bn1))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         logits: Tensor = self.fc(self.avgpool(x).flatten(1))
         return logits

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastdl.nn.batch_norm import AnyBatchNorm, takes_batch_statistics
 from fastdl.nn.conv_norm_act import ConvNormAct1d, ConvNormAct2d, ConvNormAct3d
-from fastdl.nn.norm_then_conv import batch_arguments, convolution_arguments, has_hooks
+from fastdl.nn.conv_norm_sequence import batch_arguments, convolution_arguments, has_hooks
 from fastdl.nn.sync_batch_norm import SyncBatchNorm
 from fastdl.ops.conv_norm_act import convolve
 from fastdl.ops.convolution import Norm

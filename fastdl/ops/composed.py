@@ -1,4 +1,4 @@
-"""norm_act_conv from a backend's norms and the vendor's convolutions, with what only a fused kernel would not keep.
+"""norm_act_conv from a backend's norms and a convolution, with what only a fused kernel would not keep.
 
 The activated tensor lives from the norm to the convolution, and once more in the backward: one pass of the norm's
 forward kernel, with the statistics at hand, against a tensor of the input's size kept from forward to backward.
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from fastdl.ops import dispatch
+from fastdl.ops.convolutions import VENDOR, Convolutions
 from fastdl.ops.dispatch import Implementation
-from fastdl.ops.layout import has_channels_last
-from fastdl.reference.norm_act_conv import BATCH, NO_NORM, channel_moments
+from fastdl.reference.norm_act_conv import BATCH, NO_NORM
 
 
-def composed(backend: str) -> Implementation:
-    """The two kernels of norm_act_conv over the norms of ``backend``."""
+def composed(backend: str, convolutions: Convolutions = VENDOR) -> Implementation:
+    """The two kernels of norm_act_conv over the norms of ``backend`` and these convolutions."""
     batch = dispatch.implementation("batch_norm", backend)
     group = dispatch.implementation("group_norm", backend)
 
@@ -52,10 +52,11 @@ def composed(backend: str) -> Implementation:
         stride, padding, dilation, groups, collect = arguments[13:]
         tensors = (input, norm_weight, norm_bias, mean, variance, known)
         x, statistics = normalized(None, tensors, arguments[8:13])
-        output = torch.convolution(x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups)
-        output = in_layout_of(input, output)
+        output, moments = convolutions.forward(x, weight, bias, stride, padding, dilation, groups, collect)
         statistics = statistics.flatten()
-        return output, torch.cat([statistics, channel_moments(output)]) if collect else statistics
+        if moments is None:
+            return output, statistics
+        return output, torch.cat([statistics, moments]) if statistics.shape[0] else moments
 
     def backward(*arguments: Any) -> tuple[Tensor | None, ...]:
         grad_output, input, norm_weight, norm_bias, weight, bias, mean, variance, known, statistics = arguments[:10]
@@ -67,12 +68,14 @@ def composed(backend: str) -> Implementation:
         tensors = (input, norm_weight, norm_bias, mean, variance, known)
         # The data's gradient needs of the convolution's input nothing but its shape.
         x = normalized(statistics if norm[0] == BATCH else None, tensors, norm)[0] if needs[3] else input
-        grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-            grad_output, x, weight, None if bias is None else [bias.shape[0]], stride, padding, dilation, False,
-            [0] * len(stride), groups, [before, needs[3], needs[4] and bias is not None],
-        )  # fmt: skip
+        asked = [before, needs[3], needs[4] and bias is not None]
+        grad_x, grad_weight, grad_bias = convolutions.backward(
+            grad_output, x, weight, stride, padding, dilation, groups, asked
+        )
         del x
-        gradients = before_gradients(grad_x, tensors, statistics, norm, needs) if before else (None, None, None)
+        gradients: tuple[Tensor | None, ...] = (None, None, None)
+        if grad_x is not None:
+            gradients = before_gradients(grad_x, tensors, statistics, norm, needs)
         return (*gradients, grad_weight, grad_bias)
 
     def before_gradients(
@@ -112,12 +115,3 @@ def standard(input: Tensor) -> tuple[Tensor, Tensor]:
     channels = input.shape[1]
     kind: dict[str, Any] = {"dtype": torch.float32, "device": input.device}
     return torch.zeros(channels, **kind), torch.ones(channels, **kind)
-
-
-def in_layout_of(input: Tensor, output: Tensor) -> Tensor:
-    """The output channels-last where the input is, else contiguous: a vendor may choose by the weight as well."""
-    if has_channels_last(input):
-        if output.ndim == 3:
-            return output.transpose(1, 2).contiguous().transpose(1, 2)
-        return output.contiguous(memory_format=torch.channels_last if output.ndim == 4 else torch.channels_last_3d)
-    return output.contiguous()

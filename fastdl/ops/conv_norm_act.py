@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fastdl.ops.arguments import (
@@ -13,7 +14,7 @@ from fastdl.ops.arguments import (
     resolve_activation,
 )
 from fastdl.ops.convolution import Convolution, Norm, check_norm, check_weight
-from fastdl.ops.norm_act_conv import collects_statistics, convolve_normalized
+from fastdl.ops.norm_act_conv import convolve_normalized, convolve_served, serving_backend
 
 NOTHING_BEFORE = Norm("none", activation="identity")
 ORDERS = ("conv_norm_act", "conv_act_norm")
@@ -94,9 +95,13 @@ def convolve(op: str, input: Tensor, convolution: Convolution, wants_statistics:
     """The convolution, with its output's statistics by channel where they are wanted and come by the way.
 
     They do so from fused kernels alone, which serve where their backend was asked for by name, or measured the fastest.
+    The CPU's serve without them too: they are as fast as the vendor's, or faster.
     """
-    if wants_statistics and collects_statistics(input, convolution):
-        return convolve_normalized(input, NOTHING_BEFORE, convolution, collect=True, op=op)
+    backend = serving_backend(input, convolution)
+    if backend == "cpu" and not torch.is_autocast_enabled("cpu"):
+        return convolve_served(backend, input, convolution, wants_statistics)
+    if backend is not None and wants_statistics:
+        return convolve_normalized(input, NOTHING_BEFORE, convolution, collect=wants_statistics, op=op)
     return convolution(input), None
 
 

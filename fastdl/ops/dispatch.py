@@ -71,7 +71,7 @@ def _probe_cpu() -> BackendStatus:
 def _load_cpu(op: str) -> Implementation:
     native.load()
     if op in COMPOSED:
-        return _composed("cpu")
+        return _fused_or_composed("cpu")
     return _registered(torch.ops.fastdl_cpu, op)
 
 

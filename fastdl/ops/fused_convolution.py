@@ -13,9 +13,10 @@ from torch import Tensor
 
 from fastdl import native
 from fastdl.ops.composed import composed
+from fastdl.ops.convolutions import OWN_ON_CPU
 from fastdl.ops.dispatch import Implementation
 
-BACKENDS = ("triton", "cuda")
+BACKENDS = ("cpu", "triton", "cuda")
 """Those that have convolution kernels of their own."""
 
 # serves(input, weight, stride, padding, dilation, groups): "" or the reason why not.
@@ -25,6 +26,14 @@ Serves = Callable[[Tensor, Tensor, list[int], list[int], list[int], int], str]
 @cache
 def own_kernels(backend: str) -> tuple[Serves, Implementation] | None:
     """The convolution kernels of a backend, and what they serve; None where it has none."""
+    if backend == "cpu":
+        native.load()
+        served: Callable[..., bool] = torch.ops.fastdl_cpu.convolution_is_served.default
+
+        def served_by_cpu(*arguments: Any) -> str:
+            return "" if served(*arguments) else "float32 in channels last, whole vectors of channels, on AVX-512"
+
+        return served_by_cpu, composed("cpu", OWN_ON_CPU)
     if backend == "cuda":
         native.load("cuda")
         namespace = torch.ops.fastdl_cuda
@@ -53,6 +62,13 @@ def serves(
     """Whether a backend's own kernels take such a call."""
     own = own_kernels(backend)
     return own is not None and not own[0](input, weight, stride, padding, dilation, groups)
+
+
+def kernels_of(backend: str) -> Implementation:
+    """A backend's own convolution kernels, for who knows that they serve."""
+    own = own_kernels(backend)
+    assert own is not None
+    return own[1]
 
 
 def fused_or_composed(backend: str) -> Implementation:

@@ -13,7 +13,7 @@ from fastdl.ops.batch_norm import running_statistics_observer
 from fastdl.ops.convolution import Convolution, Norm, check_convolution, check_norm
 from fastdl.ops.group_norm import check_groups
 from fastdl.ops.layout import has_channels_last, image_layout, output_like
-from fastdl.ops.operator import FusedOperator
+from fastdl.ops.operator import FusedOperator, is_direct
 from fastdl.reference.conv_norm_act import count_groups
 from fastdl.reference.norm_act_conv import BATCH, NO_NORM, norm_act_conv_with_statistics
 
@@ -141,21 +141,58 @@ def collects_statistics(input: Tensor, convolution: Convolution) -> bool:
 
     The vendor's convolutions have no place for them. A traced call is not asked: what serves it may not be known yet.
     """
-    if torch.compiler.is_compiling():
-        return False
+    return serving_backend(input, convolution) is not None
+
+
+def serving_backend(input: Tensor, convolution: Convolution) -> str | None:
+    """The backend whose own convolution kernels serve such a call; None for the vendor's."""
+    weight = convolution.weight
+    if torch.compiler.is_compiling() or not is_direct(input):
+        return None
     backend: str | None = dispatch.choose(
         "norm_act_conv", dispatch.requested(), input.device.type, input.dtype
     )  # fmt: skip
     if backend == dispatch.BY_MEASUREMENT:
         backend = measured.fastest("norm_act_conv", input, image_layout(input))
     if backend not in fused_convolution.BACKENDS:
-        return False
-    spatial = input.ndim - 2
-    padding = _explicit_padding(convolution, spatial)
-    return padding is not None and fused_convolution.serves(
-        backend, input, convolution.weight, _each(convolution.stride, spatial), padding,
-        _each(convolution.dilation, spatial), convolution.groups,
+        return None
+    for tensor in (weight, convolution.bias):
+        if tensor is not None and not (is_direct(tensor) and _is_like(tensor, input)):
+            return None
+    if convolution.bias is not None and convolution.bias.shape != weight.shape[:1]:
+        return None
+    moves = _moves(convolution, input.ndim - 2)
+    if moves is None or not fused_convolution.serves(backend, input, weight, *moves, convolution.groups):
+        return None
+    return backend
+
+
+def convolve_served(
+    backend: str, input: Tensor, convolution: Convolution, collect: bool
+) -> tuple[Tensor, Tensor | None]:
+    """A convolution that `serving_backend` says a backend's own kernels serve, and with ``collect`` its statistics."""
+    found: list[Tensor] = []
+    tensors = (input, None, None, convolution.weight, convolution.bias, None, None, None)
+    moves = _moves(convolution, input.ndim - 2)
+    assert moves is not None
+    output = NORM_ACT_CONV(
+        tensors, (NO_NORM, 0.0, "identity", 0.0, False, *moves, convolution.groups, collect),
+        (lambda _, statistics: found.append(statistics)) if collect else None,
+        lambda _: fused_convolution.kernels_of(backend),
     )  # fmt: skip
+    return output, found[0] if collect else None
+
+
+def _is_like(tensor: Tensor, input: Tensor) -> bool:
+    return tensor.dtype == input.dtype and tensor.device == input.device
+
+
+def _moves(convolution: Convolution, spatial: int) -> tuple[list[int], list[int], list[int]] | None:
+    """Stride, padding and dilation of each spatial dimension; None for a padding that no kernel here has."""
+    padding = _explicit_padding(convolution, spatial)
+    if padding is None:
+        return None
+    return _each(convolution.stride, spatial), padding, _each(convolution.dilation, spatial)
 
 
 def _under_autocast(input: Tensor, convolution: Convolution) -> tuple[Tensor, Convolution]:

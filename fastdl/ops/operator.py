@@ -105,8 +105,7 @@ class FusedOperator:
         kernels: dispatch.Implementation | None = None
         request = dispatch.requested()
         backend = dispatch.choose(self.name, request, input.device.type, input.dtype)
-        direct = type(input) in _PLAIN_TENSORS and not torch._C._len_torch_dispatch_stack() and not _is_transformed()
-        if direct and backend != "reference":
+        if backend != "reference" and is_direct(input):
             kernels = dispatch.implementation(self.name, backend)
             if adapt is not None:
                 kernels = adapt(kernels)
@@ -168,6 +167,11 @@ class FusedOperator:
         for position, gradient in zip(wanted, unwrap_dead_wrappers(pull_back(cotangents)), strict=True):
             gradients[position] = gradient
         return tuple(gradients)
+
+
+def is_direct(input: Tensor) -> bool:
+    """Whether a kernel may be called as it is: on a plain tensor, which nobody traces or transforms."""
+    return type(input) in _PLAIN_TENSORS and not torch._C._len_torch_dispatch_stack() and not _is_transformed()
 
 
 def _is_transformed() -> bool:
