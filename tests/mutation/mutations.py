@@ -6,12 +6,20 @@ that it is of: a row that fits the source no more fails.
 
 from __future__ import annotations
 
-from tests.mutation import mutations_convolution, mutations_cpu, mutations_cuda, mutations_nn, mutations_triton
+from tests.mutation import (
+    mutations_convolution,
+    mutations_cpu,
+    mutations_cpu_convolution,
+    mutations_cuda,
+    mutations_nn,
+    mutations_triton,
+)
 from tests.mutation.mutation import Mutation
 
 MUTATIONS: list[Mutation] = [
     *mutations_nn.MUTATIONS,
     *mutations_cpu.MUTATIONS,
+    *mutations_cpu_convolution.MUTATIONS,
     *mutations_triton.MUTATIONS,
     *mutations_cuda.MUTATIONS,
     *mutations_convolution.MUTATIONS,

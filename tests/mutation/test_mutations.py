@@ -46,6 +46,10 @@ SUITES = (
         )
         for beginning in ("csrc/cpu/attention", "csrc/cpu/matrix", "csrc/attention")
     ),
+    *(
+        Suite(beginning, ("tests/ops/test_cpu_convolution.py",), needs_cpu_library=True)
+        for beginning in ("csrc/cpu/convolution", "csrc/bindings_convolution")
+    ),
     Suite("kernels/row_norm", ("tests/interpreter/test_interpreter.py", "-k", "norms_over_rows")),
     Suite("csrc/cuda/row_norm", ("tests/simt/test_row_norms.py",)),
     Suite("csrc/cuda/bindings_row_norms", ("tests/native/test_cuda_bindings.py",)),
