@@ -50,11 +50,12 @@ def measure(
     sets = count_sets(case.tensor_bytes, device, torch.get_num_threads())
     operands = make_operands(benchmark, case, device, sets)
     functions, rejected = _contenders(benchmark, case, operands, settings, say)
-    say("counting saved bytes")
     saved = {}
-    for name, function in functions.items():
-        with context_of(name):
-            saved[name] = saved_bytes(function, operands.inputs[0], operands.parameters)
+    if not benchmark.only_forward(case):
+        say("counting saved bytes")
+        for name, function in functions.items():
+            with context_of(name):
+                saved[name] = saved_bytes(function, operands.inputs[0], operands.parameters)
     measurements = []
     for pool in settings.pools:
         if pool == "off" and len(settings.pools) > 1 and case.tensor_bytes < POOL_THRESHOLD_BYTES:

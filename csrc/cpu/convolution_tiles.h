@@ -31,9 +31,12 @@ struct GatheredTile {
   int64_t column;
   const float* bias;  // of the panel's columns, or null
   bool accumulate;
+  // What the tile after this one reads first: brought into the cache line by line while this one is worked on, as a tile's rows lie
+  // too far apart for the processor to foresee them, and are too long to ask for at once.
+  const float* const* next;
 };
 
-template <int rows, int vectors>
+template <int rows, int vectors, bool fetches>
 __attribute__((noinline)) void gathered_tile(const GatheredTile& tile) {
   constexpr int width = lanes<float>;
   Vector<float> sums[rows][vectors];
@@ -47,15 +50,22 @@ __attribute__((noinline)) void gathered_tile(const GatheredTile& tile) {
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) source[r] = tile.sources[i * convolution_rows + r] + tile.first_depth;
     const float* weights = tile.weights + tile.taps[i] * tile.weight_step;
-    for (int64_t k = 0; k < depth; ++k, weights += vectors * width) {
-      Vector<float> row[vectors];
+    constexpr int64_t line = 64 / sizeof(float);
+    for (int64_t begin = 0; begin < depth; begin += fetches ? line : depth) {
+      const int64_t end = fetches && depth - begin > line ? begin + line : depth;
+      if (fetches && i == 0) {
+        for (int r = 0; r < rows; ++r) __builtin_prefetch(tile.next[r] + tile.first_depth + begin);
+      }
+      for (int64_t k = begin; k < end; ++k, weights += vectors * width) {
+        Vector<float> row[vectors];
 #pragma GCC unroll 16
-      for (int v = 0; v < vectors; ++v) row[v] = load_vector(weights + v * width);
+        for (int v = 0; v < vectors; ++v) row[v] = load_vector(weights + v * width);
 #pragma GCC unroll 16
-      for (int r = 0; r < rows; ++r) {
-        const Vector<float> value = broadcast(source[r][k]);
+        for (int r = 0; r < rows; ++r) {
+          const Vector<float> value = broadcast(source[r][k]);
 #pragma GCC unroll 16
-        for (int v = 0; v < vectors; ++v) sums[r][v] += value * row[v];
+          for (int v = 0; v < vectors; ++v) sums[r][v] += value * row[v];
+        }
       }
     }
   }
@@ -115,7 +125,10 @@ constexpr auto convolution_table(std::integer_sequence<int, i...>) {
 }
 template <int rows, int vectors>
 struct Gathered {
-  static void run(const GatheredTile& tile) { gathered_tile<rows, vectors>(tile); }
+  static void run(const GatheredTile& tile) {
+    if (tile.next) gathered_tile<rows, vectors, true>(tile);
+    else gathered_tile<rows, vectors, false>(tile);
+  }
 };
 template <int rows, int vectors>
 struct Correlated {

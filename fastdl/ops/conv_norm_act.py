@@ -14,7 +14,7 @@ from fastdl.ops.arguments import (
     resolve_activation,
 )
 from fastdl.ops.convolution import Convolution, Norm, check_norm, check_weight
-from fastdl.ops.norm_act_conv import convolve_normalized, convolve_served, serving_backend
+from fastdl.ops.norm_act_conv import convolve_normalized, convolve_on_cpu, serving_backend
 
 NOTHING_BEFORE = Norm("none", activation="identity")
 ORDERS = ("conv_norm_act", "conv_act_norm")
@@ -99,7 +99,7 @@ def convolve(op: str, input: Tensor, convolution: Convolution, wants_statistics:
     """
     backend = serving_backend(input, convolution)
     if backend == "cpu" and not torch.is_autocast_enabled("cpu"):
-        return convolve_served(backend, input, convolution, wants_statistics)
+        return convolve_on_cpu(input, convolution, wants_statistics)
     if backend is not None and wants_statistics:
         return convolve_normalized(input, NOTHING_BEFORE, convolution, collect=wants_statistics, op=op)
     return convolution(input), None

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastdl.ops.dispatch import Implementation
 from fastdl.ops.layout import has_channels_last
 from fastdl.reference.norm_act_conv import channel_moments
 
@@ -70,6 +71,27 @@ def _cpu_backward(
 
 OWN_ON_CPU = Convolutions(_cpu_forward, _cpu_backward)
 """Over float32 in channels last (csrc/cpu/convolution.h); `fastdl_cpu.convolution_is_served` tells for whom."""
+
+
+def _alone_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    input, _, _, weight, bias = arguments[:5]
+    stride, padding, dilation, _, collect = arguments[13:]
+    result: tuple[Tensor, Tensor] = torch.ops.fastdl_cpu.convolution_forward.default(
+        input, weight, bias, stride, padding, dilation, collect
+    )
+    return result
+
+
+def _alone_backward(*arguments: Any) -> tuple[Tensor | None, ...]:
+    grad_output, input, _, _, weight, bias = arguments[:6]
+    stride, padding, dilation, groups, _, needs = arguments[15:]
+    asked = [needs[0], needs[3], needs[4] and bias is not None]
+    grad_input, *others = _cpu_backward(grad_output, input, weight, stride, padding, dilation, groups, asked)
+    return (grad_input, None, None, *others)
+
+
+ALONE_ON_CPU = Implementation(_alone_forward, _alone_backward, backend="cpu")
+"""norm_act_conv with neither norm nor activation, on our own convolutions: at small sizes each step of Python shows."""
 
 
 def in_layout_of(input: Tensor, output: Tensor) -> Tensor:

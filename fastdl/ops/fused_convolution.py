@@ -64,13 +64,6 @@ def serves(
     return own is not None and not own[0](input, weight, stride, padding, dilation, groups)
 
 
-def kernels_of(backend: str) -> Implementation:
-    """A backend's own convolution kernels, for who knows that they serve."""
-    own = own_kernels(backend)
-    assert own is not None
-    return own[1]
-
-
 def fused_or_composed(backend: str) -> Implementation:
     """The two kernels of norm_act_conv: a backend's own where they serve the call, else its norms around torch's."""
     others = composed(backend)

@@ -11,6 +11,7 @@ from fastdl.ops import dispatch, fused_convolution, measured
 from fastdl.ops.arguments import check_channel_parameter, check_eps, check_input, check_order, resolve_activation
 from fastdl.ops.batch_norm import running_statistics_observer
 from fastdl.ops.convolution import Convolution, Norm, check_convolution, check_norm
+from fastdl.ops.convolutions import ALONE_ON_CPU
 from fastdl.ops.group_norm import check_groups
 from fastdl.ops.layout import has_channels_last, image_layout, output_like
 from fastdl.ops.operator import FusedOperator, is_direct
@@ -167,19 +168,17 @@ def serving_backend(input: Tensor, convolution: Convolution) -> str | None:
     return backend
 
 
-def convolve_served(
-    backend: str, input: Tensor, convolution: Convolution, collect: bool
-) -> tuple[Tensor, Tensor | None]:
-    """A convolution that `serving_backend` says a backend's own kernels serve, and with ``collect`` its statistics."""
+def convolve_on_cpu(input: Tensor, convolution: Convolution, collect: bool) -> tuple[Tensor, Tensor | None]:
+    """A convolution that `serving_backend` says the CPU's own kernels serve, and with ``collect`` its statistics."""
     found: list[Tensor] = []
-    tensors = (input, None, None, convolution.weight, convolution.bias, None, None, None)
     moves = _moves(convolution, input.ndim - 2)
     assert moves is not None
     output = NORM_ACT_CONV(
-        tensors, (NO_NORM, 0.0, "identity", 0.0, False, *moves, convolution.groups, collect),
+        (input, None, None, convolution.weight, convolution.bias, None, None, None),
+        (NO_NORM, 0.0, "identity", 0.0, False, *moves, convolution.groups, collect),
         (lambda _, statistics: found.append(statistics)) if collect else None,
-        lambda _: fused_convolution.kernels_of(backend),
-    )  # fmt: skip
+        lambda _: ALONE_ON_CPU,
+    )
     return output, found[0] if collect else None
 
 

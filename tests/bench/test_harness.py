@@ -57,6 +57,7 @@ def test_a_part_of_the_work_is_timed_beside_it(variant, passes, layout):
         record = measure(registry.load("conv_norm_act"), case, settings)
     assert record.rejected == {}
     assert len(record.measurements) == passes
+    assert bool(record.saved_bytes) == (variant == "training")
     for m in record.measurements:
         assert list(m.times) == ["ours", "eager", "in place"]
         assert list(m.parts) == ["convolution"]
