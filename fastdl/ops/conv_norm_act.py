@@ -1,4 +1,4 @@
-"""Convolution, normalisation, activation and residual as one call: torch's convolution, then one fused norm op."""
+"""Convolution, normalisation, activation and residual as one call: a convolution, then one fused norm op."""
 
 from __future__ import annotations
 
