@@ -21,9 +21,20 @@ from fastdl.ops import dispatch
 from fastdl.reference.attention import attention as attention_by_definition
 from fastdl.reference.norm_act_conv import norm_act_conv_with_statistics
 from tests.ops import test_attention_properties
-from tests.support import attention, attention_cases, backends, batch_norm, group_norm, problems, row_norms
+from tests.support import (
+    attention,
+    attention_cases,
+    backends,
+    batch_norm,
+    group_norm,
+    norm_act_conv,
+    problems,
+    row_norms,
+)
 
-OPERATORS = (group_norm.OPERATOR, batch_norm.OPERATOR, row_norms.LAYER_NORM, row_norms.RMS_NORM)
+OPERATORS = (
+    group_norm.OPERATOR, batch_norm.OPERATOR, row_norms.LAYER_NORM, row_norms.RMS_NORM, norm_act_conv.OPERATOR,
+)  # fmt: skip
 LARGEST = 3000
 # What the kernels' own suite covers by itself: sizes against each other, and activations, as a word of a row's name.
 KERNELS_OWN = ("sweep_", "positions_")
@@ -76,7 +87,10 @@ def on_the_cpu() -> None:
 
 
 def load(op: str) -> dispatch.Implementation:
-    return dispatch._registered(torch.ops.fastdl_cuda, op)
+    composed = (
+        op in dispatch.COMPOSED
+    )  # whose own kernels serve some calls; the norms around torch's convolution the rest
+    return dispatch._fused_or_composed("cuda") if composed else dispatch._registered(torch.ops.fastdl_cuda, op)
 
 
 def dtypes_of(case: Any) -> list[torch.dtype]:
