@@ -101,7 +101,7 @@ def test_gradients_that_are_not_asked_for(wanted: tuple[str, ...], training: boo
     suite.check_rows(rows, dataclasses.replace(USUAL, wanted=wanted))
 
 
-@pytest.mark.parametrize("variant", ["plain", "address"])
+@pytest.mark.parametrize("variant", ["plain", pytest.param("address", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("offset", [2, 4, 8])
 def test_tensors_that_begin_anywhere(offset: int, variant: str) -> None:
     """No vector may be read of an input or a gradient that does not begin at a multiple of 16 bytes."""
