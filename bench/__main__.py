@@ -15,7 +15,7 @@ import torch
 import fastdl
 from fastdl.ops import dispatch
 
-from . import ceilings, choose, machine, registry, report, results, table, training
+from . import ceilings, choose, machine, neighbours, registry, report, results, table, training
 from .cases import LAYOUT_LABELS, Benchmark, Case, select
 from .gpu import GPU, GPU_QUICK, TIME_LIMIT
 from .harness import Settings
@@ -32,7 +32,8 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m bench",
         description="Times fastdl's ops beside eager torch, torch.compile and other packages, and beside the machine's "
         "own limit. Results are printed, and kept as JSON.",
-        epilog="`python -m bench training` times whole steps of a network. `python -m bench report` writes the "
+        epilog="`python -m bench training` times whole steps of a network, `python -m bench neighbours` what fusing an "
+        "op's neighbours could bring. `python -m bench report` writes the "
         "measured tables into the texts, `python -m bench choose` the table of what `auto` takes on a GPU (see their "
         "`--help`).",
     )
@@ -76,6 +77,8 @@ def main(argv: list[str] | None = None) -> int:
         return report.main(arguments[1:])
     if arguments[:1] == ["training"]:
         return training.main(arguments[1:])
+    if arguments[:1] == ["neighbours"]:
+        return neighbours.main(arguments[1:])
     if arguments[:1] == ["choose"]:
         return choose.main(arguments[1:])
     parser = make_parser()

@@ -35,7 +35,7 @@ class BasicBlock(nn.Module):
         self.downsample = projection(in_channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else conv_norm_sequence(x, *self.downsample)
+        shortcut = x if self.downsample is None else self.downsample(x)
         return conv_norm_sequence(x, self.conv1, self.bn1, self.conv2, self.bn2, residual=shortcut)
 
 
@@ -59,16 +59,23 @@ class Bottleneck(nn.Module):
         self.downsample = projection(in_channels, self.expansion * width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else conv_norm_sequence(x, *self.downsample)
+        shortcut = x if self.downsample is None else self.downsample(x)
         branch = (self.conv1, self.bn1, self.conv2, self.bn2, self.conv3, self.bn3)
         return conv_norm_sequence(x, *branch, residual=shortcut)
 
 
-def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+class Projection(nn.Sequential):
+    """A 1x1 convolution and its norm, under the names of a plain nn.Sequential."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv_norm_sequence(x, *self)
+
+
+def projection(in_channels: int, out_channels: int, stride: int) -> Projection | None:
     """The shortcut where it cannot be the identity."""
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), BatchNorm2d(out_channels))
+    return Projection(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), BatchNorm2d(out_channels))
 
 
 Block = type[BasicBlock] | type[Bottleneck]

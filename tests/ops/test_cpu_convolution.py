@@ -15,9 +15,14 @@ import fastdl
 from fastdl import native, nn
 from fastdl.ops import conv_norm_act, convolutions
 from fastdl.ops.convolutions import OWN_ON_CPU
+from tests.support.backends import BACKENDS_UNDER_TEST
 from tests.support.layouts import LAYOUTS
 
-pytestmark = pytest.mark.skipif(not native.load().available, reason=native.load().reason)
+
+@pytest.fixture(autouse=True)
+def library() -> None:
+    """Loaded by the first test, not while tests are collected: it may have to be compiled."""
+    BACKENDS_UNDER_TEST["cpu"].device()
 
 
 class Shape(NamedTuple):
@@ -182,9 +187,10 @@ def test_only_what_is_asked_for_is_computed() -> None:
     assert OWN_ON_CPU.backward(grad, x, weight, *moves, 1, [False, False, False]) == (None, None, None)
 
 
-served = pytest.mark.skipif(
-    "avx512f" not in native.load().features, reason="on processors without AVX-512 the vendor's convolutions serve"
-)
+@pytest.fixture
+def served(library: None) -> None:
+    if "avx512f" not in native.load().features:
+        pytest.skip("on processors without AVX-512 the vendor's convolutions serve")
 
 
 @pytest.fixture
@@ -212,7 +218,7 @@ class _Recorded:
         self.default = default
 
 
-@served
+@pytest.mark.usefixtures("served")
 def test_the_ops_and_modules_use_them(calls: list[str]) -> None:
     x = channels_last(torch.randn(4, 32, 6, 6)).requires_grad_()
     for block in (nn.ConvNormAct2d(32, 48, 3, padding=1), nn.ConvNormAct2d(32, 48, 3, norm="group", num_groups=4)):
@@ -225,7 +231,7 @@ def test_the_ops_and_modules_use_them(calls: list[str]) -> None:
     assert calls == ["_cpu_forward"] * 2 + ["_cpu_backward"] * 2
 
 
-@served
+@pytest.mark.usefixtures("served")
 @pytest.mark.parametrize("refused", ["contiguous", "bfloat16", "odd_channels", "few_channels", "groups", "reference"])
 def test_other_calls_are_the_vendors(refused: str, calls: list[str]) -> None:
     channels = {"odd_channels": 40, "few_channels": 16}.get(refused, 64)
@@ -241,7 +247,7 @@ def test_other_calls_are_the_vendors(refused: str, calls: list[str]) -> None:
     assert found.isfinite().all()
 
 
-@served
+@pytest.mark.usefixtures("served")
 def test_what_torch_refuses_it_refuses() -> None:
     x, weight = channels_last(torch.randn(2, 32, 5, 5)), torch.randn(32, 32, 3, 3)
     arguments = {"norm": "batch", "training": True}
@@ -253,7 +259,7 @@ def test_what_torch_refuses_it_refuses() -> None:
             conv_norm_act(x, wrong_weight, **arguments)  # type: ignore[arg-type]
 
 
-@served
+@pytest.mark.usefixtures("served")
 def test_a_block_is_the_same_by_both(monkeypatch: pytest.MonkeyPatch) -> None:
     """Output, gradients and running statistics of conv_norm_act in training, against the vendor's convolution."""
     results = []
