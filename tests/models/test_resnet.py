@@ -152,3 +152,12 @@ def test_mistakes_are_told(arguments: dict[str, object], message: str) -> None:
         resnet("resnet18", **arguments)
     with pytest.raises(ValueError, match=r"name must be one of resnet18, .*, got 'resnet19'"):
         resnet("resnet19")
+
+
+def test_hooks_on_a_projection_are_called():
+    model = build_model("resnet18", num_classes=2, stem="cifar")
+    called = []
+    model.layer2[0].downsample.register_forward_hook(lambda *_: called.append("whole"))
+    model.layer3[0].downsample[1].register_forward_hook(lambda *_: called.append("norm"))
+    model(torch.randn(2, 3, 8, 8))
+    assert called == ["whole", "norm"]
