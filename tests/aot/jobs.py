@@ -6,9 +6,10 @@ A job is what one test runs and what one process of ``python -m tests.aot`` runs
 from dataclasses import dataclass
 from functools import cache
 
+from fastdl.inspection import cuda_code, triton_code
 from fastdl.kernels.shipped import ARCHITECTURES, Shipped, all_shipped
 
-from . import cuda_code, table, triton_code
+from . import table
 from .limits import assign, check_cuda, check_triton, read_cuda_limits
 
 TRITON, CUDA = "Triton", "CUDA C++"
@@ -91,7 +92,7 @@ def _run_triton(job: Job) -> Outcome:
 
 
 def _run_cuda(job: Job) -> Outcome:
-    source = cuda_code.FOLDER / job.subject
+    source = cuda_code.folder() / job.subject
     kernels = cuda_code.measure(source, job.architecture)
     path = source.with_suffix(".limits.json")
     # A file of host code alone has no limits beside it.

@@ -11,9 +11,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from fastdl.inspection.resources import Resources, Widths
 from fastdl.kernels.shipped import Limits
-
-from .resources import Resources, Widths
 
 
 @dataclass(frozen=True)
@@ -84,14 +83,12 @@ def check_cuda(name: str, architecture: int, resources: Resources, limits: CudaL
 
 def _check_common(name: str, architecture: int, resources: Resources, limits: Limits | CudaLimits) -> list[str]:
     place = f"{name} on sm_{architecture}"
-    spilled = max(resources.local_bytes, resources.spill_store_bytes, resources.spill_load_bytes)
     found = [
         f"{place}: {used} {what}, limit {limit}"
         for what, used, limit in (
             ("registers", resources.registers, limits.registers),
             ("bytes of shared memory", resources.shared_bytes, limits.shared_bytes),
-            # What a thread has there, or what the code moves to or from there once through, whichever is more.
-            ("bytes of local memory (spills)", spilled, limits.spill_bytes),
+            ("bytes of local memory (spills)", resources.spilled_bytes, limits.spill_bytes),
             (
                 "atomic additions of floating-point numbers, whose order differs from run to run",
                 resources.float_atomics,

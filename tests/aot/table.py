@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastdl.inspection.resources import Resources, Widths
 from fastdl.kernels.shipped import ARCHITECTURES, Limits
 
 from .limits import CudaLimits
-from .resources import Resources, Widths
 
 DOCUMENT = Path(__file__).resolve().parent.parent.parent / "docs" / "kernels.md"
 BETWEEN, ABSENT = " · ", "–"
@@ -56,11 +56,10 @@ class Section:
 
 def cells(resources: Resources, limits: Limits | CudaLimits) -> dict[str, str]:
     """One configuration's cells for one architecture, by column."""
-    spilled = max(resources.local_bytes, resources.spill_store_bytes, resources.spill_load_bytes)
     return {
         "registers": f"{resources.registers} of {limits.registers}",
         "shared": str(resources.shared_bytes),
-        "spilled": str(spilled),
+        "spilled": str(resources.spilled_bytes),
         "loads": _widths(resources.loads),
         "stores": _widths(resources.stores),
         "matrix": " ".join(f"{name}×{count}" for name, count in sorted(resources.matrix.items())) or "none",

@@ -9,9 +9,10 @@ import pytest
 
 pytest.importorskip("triton")
 
+from fastdl.inspection import cuda_code, triton_code
 from fastdl.kernels.shipped import Limits, Shipped
 
-from . import cuda_code, jobs, table, triton_code
+from . import jobs, table
 from .__main__ import main
 
 if cuda_code.missing() or not triton_code.is_usable():
@@ -44,7 +45,7 @@ def ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ship:
     folder.mkdir(parents=True)
     (folder / "toy.cu").write_text(SOURCE)
     (folder / "toy.limits.json").write_text(json.dumps({"fill": LIMITS}))
-    monkeypatch.setattr(cuda_code, "FOLDER", folder)
+    monkeypatch.setattr(cuda_code, "folder", lambda: folder)
     monkeypatch.setattr(table, "DOCUMENT", tmp_path / "kernels.md")
 
     def change(entry: Shipped) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from fastdl.inspection import cuda_code
+from fastdl.inspection.resources import Resources
 from fastdl.kernels.shipped import ARCHITECTURES
 
-from . import cuda_code
 from .limits import CudaLimits, check_cuda
-from .resources import Resources
 
 pytestmark = pytest.mark.skipif(bool(cuda_code.missing()), reason=cuda_code.missing())
 

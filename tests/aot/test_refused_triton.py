@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("triton")
 
+from fastdl.inspection import triton_code
 from fastdl.kernels.shipped import ARCHITECTURES, Limits, Shipped
 
-from . import triton_code
 from .limits import check_triton
 
 if not triton_code.is_usable():

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
-from . import table, triton_code
+from fastdl.inspection import triton_code
+
+from . import table
 from .jobs import CUDA, TRITON, Job, jobs, names, obstacle, run, triton_kernels, versions
 
 # Kernels of many configurations, which take the compiler 10 to 60 s an architecture: by default, for Hopper alone.

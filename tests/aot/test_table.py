@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from fastdl.inspection.resources import Resources
 from fastdl.kernels.shipped import Limits
 
 from . import table
-from .resources import Resources
 
 RESOURCES = Resources(
     registers=32,

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import shutil
 import sys
 import tarfile
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import fastdl
+from fastdl.inspection import cuda_code
 from tests.native.harness import executable, failing_compiler, write_sources
 from tests.packaging.conftest import Build
 from tests.packaging.harness import ROOT, run
@@ -103,6 +105,18 @@ def test_it_runs_outside_the_source_tree(installed: Path, tmp_path: Path) -> Non
     assert Path(report["platform"]["package"]).is_relative_to(installed.parents[1])
     assert report["backends"]["reference"]["available"]
     assert report["backends"]["cpu"]["available"] == fastdl.backends()["cpu"].available
+
+
+def test_kernels_are_inspected_from_the_installed_sources(installed: Path, tmp_path: Path) -> None:
+    script, cache = installed.parent / "fastdl", {"FASTDL_CACHE": str(tmp_path / "cache")}
+    listing = run(script, "inspect", "--list", cwd=tmp_path, **cache)
+    assert re.search(r"^  norm_merge\.cu +\d+ kernel templates$", listing, re.MULTILINE)
+    if cuda_code.missing():
+        pytest.skip(cuda_code.missing())
+    found = json.loads(run(script, "inspect", "norm_merge::copy_statistics", "--json", cwd=tmp_path, **cache))
+    (kernel,) = found["kernels"]
+    assert kernel["full_name"] == "fastdl::cuda::norm_merge::copy_statistics"
+    assert kernel["registers_per_thread"] > 0
 
 
 def test_importing_it_imports_torch_and_itself_alone(installed: Path, tmp_path: Path) -> None:

@@ -2,13 +2,13 @@
 
 A kernel that reads its tensor in 16-byte pieces still reads statistics and parameters one number at a time, so a count
 of instructions alone cannot tell a narrow access that is meant from one that is a fault. PTX has one register for each
-value: following the address backwards leads to the kernel's argument, by name. The assembler keeps the widths (the gate
-compares the counts), so what holds here holds in the machine code.
+value: following the address backwards leads to the kernel's argument, by name. The assembler keeps the widths
+(``triton_code`` compares the counts), so what holds here holds in the machine code.
 """
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .resources import Access
@@ -133,13 +133,3 @@ def _origins(code: Code, register: str) -> set[int]:
                 rest = instruction.operands[len(_destination(instruction)) :]
                 waiting += REGISTER.findall(rest)
     return found
-
-
-def summary(arguments: Mapping[str, Access]) -> tuple[Counter[int], Counter[int]]:
-    """(loads, stores) by width over all arguments."""
-    loads: Counter[int] = Counter()
-    stores: Counter[int] = Counter()
-    for access in arguments.values():
-        loads.update(access.loads)
-        stores.update(access.stores)
-    return loads, stores

@@ -21,7 +21,10 @@ from .resources import Resources, from_json, to_json
 FOLDER = "aot"
 KEEP_SECONDS = 30 * 24 * 3600.0
 # What reads the numbers out of the machine code is part of what made them.
-READERS = ("resources.py", "sass.py", "ptx.py", "triton_code.py", "cuda_code.py")
+READERS = (
+    *("resources.py", "sass.py", "instructions.py", "ptx.py", "entries.py", "triton_code.py", "cuda_code.py"),
+    "dynamic_shared.py",
+)
 
 
 def remember(description: str, make: Callable[[], dict[str, Resources]]) -> dict[str, Resources]:

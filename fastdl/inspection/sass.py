@@ -4,16 +4,14 @@ Everything is counted from the disassembly and from the cubin's own record of re
 that one measure serves both; the assembler's log is not needed.
 """
 
-import os
 import re
-import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import cache
 from pathlib import Path
 
-from .resources import Resources
+from . import instructions
+from .resources import Launch, Resources
+from .tools import cuobjdump_version, find_cuobjdump, run
 
 RESOURCE = re.compile(
     r"Function (?P<name>\S+):\s+REG:(?P<REG>\d+) STACK:(?P<STACK>\d+) SHARED:(?P<SHARED>\d+) LOCAL:(?P<LOCAL>\d+)"
@@ -22,6 +20,8 @@ FUNCTION = re.compile(r"^\s*Function : (?P<name>\S+)\s*$")
 INSTRUCTION = re.compile(
     r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[T0-9]+\s+)?(?P<opcode>[A-Z][A-Z0-9_]*(?:\.[A-Za-z0-9_:]+)*)"
 )
+# From sm_90 on the record counts what the system keeps of a block's shared memory, and the cubin has a section for it.
+RESERVED_SECTION, RESERVED_BYTES = b".nv.shared.reserved.", 1024
 
 # Modifier of a load or store -> bytes per thread; without one it is 4.
 WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
@@ -34,62 +34,28 @@ ATOMICS = {"ATOM", "ATOMG", "ATOMS", "RED", "REDG", "UREDGR"}
 FLOATS = {"F16", "F16x2", "F32", "F64", "BF16", "BF16x2", "BF16_V2", "F16_V2"}
 
 
-class ToolMissingError(RuntimeError):
-    """A program that the gate needs is nowhere on this machine; the message says which, and what brings it."""
-
-
-@cache
-def find_cuobjdump() -> Path:
-    """The one in Triton's wheel, or else that of a CUDA toolkit. Raises ToolMissingError."""
-    folders: list[str] = []
-    try:
-        import triton.backends.nvidia as backend
-
-        folders.append(str(Path(next(iter(backend.__path__))) / "bin"))
-    except ImportError:
-        pass
-    home = os.environ.get("CUDA_HOME", "").strip()
-    folders += [str(Path(home) / "bin")] if home else []
-    found = shutil.which("cuobjdump", path=os.pathsep.join(folders)) or shutil.which("cuobjdump")
-    if found is None:
-        raise ToolMissingError("cuobjdump was not found: it comes with Triton's wheel (pip install triton) or CUDA")
-    return Path(found)
-
-
-@cache
-def cuobjdump_version() -> str:
-    return run([str(find_cuobjdump()), "--version"]).strip().rpartition("\n")[2]
-
-
-def run(command: list[str], timeout: float = 600.0) -> str:
-    """The command's output; raises RuntimeError with the end of what it said where it fails."""
-    # cuobjdump starts nvdisasm, which it looks for on PATH and which lies beside it.
-    environment = {**os.environ, "PATH": os.pathsep.join([str(Path(command[0]).parent), os.environ.get("PATH", "")])}
-    result = subprocess.run(
-        command, capture_output=True, text=True, errors="replace", env=environment, timeout=timeout, check=False
-    )
-    if result.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} failed: {(result.stderr or result.stdout).strip()[-2000:]}")
-    return result.stdout
-
-
 def measure(cubin: Path) -> dict[str, Resources]:
-    """The resources of every kernel in the cubin, by its mangled name."""
+    """The resources of every kernel in the cubin, by its mangled name. Raises ToolMissingError without cuobjdump."""
     tool = str(find_cuobjdump())
-    found = parse(run([tool, "--dump-resource-usage", str(cubin)]), run([tool, "-sass", str(cubin)]))
+    content = cubin.read_bytes()
+    reserved = RESERVED_BYTES if RESERVED_SECTION in content else 0
+    found = parse(run([tool, "--dump-resource-usage", str(cubin)]), run([tool, "-sass", str(cubin)]), reserved)
     # A cubin keeps each function in a section of its own: were the tool's words to change, none would be recognised.
-    if not found and b".text." in cubin.read_bytes():
+    if not found and b".text." in content:
         raise ValueError(f"{cuobjdump_version()} told of no kernel in {cubin.name}, which has some")
     return found
 
 
-def parse(usage: str, disassembly: str) -> dict[str, Resources]:
-    """The same from the two texts, which may tell of no kernel. Raises ValueError where they tell of different ones."""
+def parse(usage: str, disassembly: str, reserved: int = 0) -> dict[str, Resources]:
+    """The same from the two texts, which may tell of no kernel. Raises ValueError where they tell of different ones.
+
+    ``reserved``: bytes of the system that the record counts among a block's shared memory, where it has any.
+    """
     records = {found["name"]: found for found in RESOURCE.finditer(usage)}
     code = dict(functions(disassembly.splitlines()))
     if records.keys() != code.keys():
         raise ValueError(f"resources are given for {sorted(records)}, but code for {sorted(code)}")
-    return {name: _resources(record, code[name]) for name, record in records.items()}
+    return {name: _resources(record, code[name], reserved) for name, record in records.items()}
 
 
 def functions(lines: Iterable[str]) -> Iterator[tuple[str, list[list[str]]]]:
@@ -113,10 +79,11 @@ def width_of(opcode: list[str]) -> int:
     return next((WIDTHS[modifier] for modifier in opcode[1:] if modifier in WIDTHS), 4)
 
 
-def _resources(record: "re.Match[str]", opcodes: list[list[str]]) -> Resources:
+def _resources(record: "re.Match[str]", opcodes: list[list[str]], reserved: int) -> Resources:
+    shared = int(record["SHARED"])
     return Resources(
         registers=int(record["REG"]),
-        shared_bytes=int(record["SHARED"]),
+        shared_bytes=shared,
         local_bytes=int(record["STACK"]) + int(record["LOCAL"]),
         spill_store_bytes=sum(width_of(opcode) for opcode in opcodes if opcode[0] == "STL"),
         spill_load_bytes=sum(width_of(opcode) for opcode in opcodes if opcode[0] == "LDL"),
@@ -124,4 +91,7 @@ def _resources(record: "re.Match[str]", opcodes: list[list[str]]) -> Resources:
         stores=dict(Counter(width_of(opcode) for opcode in opcodes if opcode[0] in GLOBAL_STORES)),
         matrix=dict(Counter(opcode[0] for opcode in opcodes if opcode[0].endswith("MMA"))),
         float_atomics=sum(opcode[0] in ATOMICS and not FLOATS.isdisjoint(opcode) for opcode in opcodes),
+        instructions=instructions.count(opcodes),
+        # A kernel without shared memory may be recorded with none at all.
+        launch=Launch(static_shared_bytes=max(shared - reserved, 0)),
     )

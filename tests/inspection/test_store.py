@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from . import store
-from .resources import Access, Resources, from_json, to_json
+from fastdl.inspection import store
+from fastdl.inspection.resources import Access, Launch, Resources, from_json, to_json
 
 RESOURCES = Resources(
     registers=32,
@@ -21,6 +21,8 @@ RESOURCES = Resources(
     matrix={"HMMA": 4},
     float_atomics=0,
     arguments={"input_pointer": Access({16: 2}, {})},
+    instructions={"LDG": 3, "MUFU.EX2": 1},
+    launch=Launch(threads=256, exact=True, dynamic_shared_bytes=None),
 )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ from typing import Any
 from fastdl.kernels.shipped import Shipped
 
 from . import ptx, sass, store
-from .resources import Resources
+from .entries import read_entries
+from .resources import Launch, Resources
+from .tools import ToolMissingError, cuobjdump_version, find_cuobjdump, run
 
 
 @cache
@@ -24,13 +27,37 @@ def versions() -> str:
     return f"Triton {triton.__version__}"
 
 
-def is_usable() -> bool:
-    """Whether Triton can be imported and compiles: under its interpreter ``@triton.jit`` gives no source to compile."""
+def missing() -> str:
+    """Why Triton's kernels cannot be compiled and measured here; empty where they can."""
     try:
         import triton
-    except ImportError:
-        return False
-    return not triton.knobs.runtime.interpret
+    except ImportError as error:
+        return f"Triton cannot be imported ({error}): pip install triton, which has wheels for Linux"
+    if triton.knobs.runtime.interpret:
+        # Under it ``@triton.jit`` gives no source to compile.
+        return "Triton runs its interpreter, which compiles nothing: unset TRITON_INTERPRET"
+    try:
+        find_cuobjdump()
+    except ToolMissingError as error:
+        return str(error)
+    return ""
+
+
+def is_usable() -> bool:
+    """Whether Triton can be imported and compiles."""
+    return not missing()
+
+
+@cache
+def assembler(architecture: int) -> str:
+    """The assembler that Triton calls for the architecture: ``ptxas 12.8.93``; empty where that cannot be told."""
+    try:
+        from triton.backends.nvidia.compiler import get_ptxas
+
+        found = re.search(r"V(\d+\.\d+\.\d+)", run([str(get_ptxas(architecture).path), "--version"]))
+    except (ImportError, AttributeError, TypeError, RuntimeError, OSError):  # a private part of Triton
+        return ""
+    return f"ptxas {found[1]}" if found else ""
 
 
 def source_of(entry: Shipped) -> Any:
@@ -58,7 +85,7 @@ def measure(entry: Shipped, architecture: int) -> Resources:
     # The source's hash covers the functions that the kernel calls, and the constants that it uses.
     settings = sorted(get_cache_invalidating_env_vars().items())
     description = (
-        f"{versions()} {sass.cuobjdump_version()} {settings} {source.hash()} {list(source.signature.items())} "
+        f"{versions()} {cuobjdump_version()} {settings} {source.hash()} {list(source.signature.items())} "
         f"sm_{architecture} {_options(entry)}"
     )
     return store.remember(description, lambda: {"": _compile(entry, source, architecture)})[""]
@@ -68,7 +95,7 @@ def _compile(entry: Shipped, source: Any, architecture: int) -> Resources:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    with tempfile.TemporaryDirectory(prefix="fastdl-aot-") as folder, _triton_cache(Path(folder)):
+    with tempfile.TemporaryDirectory(prefix="fastdl-inspect-") as folder, _triton_cache(Path(folder)):
         compiled = triton.compile(
             source,
             target=GPUTarget("cuda", architecture, 32),
@@ -80,8 +107,21 @@ def _compile(entry: Shipped, source: Any, architecture: int) -> Resources:
     arguments, pointers = _ptx_arguments(entry, compiled.metadata.tensordesc_meta)
     accesses = ptx.argument_accesses(compiled.asm["ptx"], arguments, pointers)
     _compare(entry, resources, compiled.asm["ptx"])
+    launch = _launch(compiled.asm["ptx"], resources.launch, compiled.metadata)
     # Triton asks for all of its shared memory at launch; what the cubin records is the system's share.
-    return replace(resources, shared_bytes=compiled.metadata.shared, arguments=accesses)
+    return replace(resources, shared_bytes=compiled.metadata.shared, arguments=accesses, launch=launch)
+
+
+def _launch(text: str, launch: Launch, metadata: Any) -> Launch:
+    (entry,) = read_entries(text).values()
+    return replace(
+        launch,
+        threads=entry.threads or launch.threads,
+        exact=entry.exact,
+        minimum_blocks=entry.minimum_blocks,
+        dynamic_shared_bytes=metadata.shared,
+        tensor_memory_columns=getattr(metadata, "tmem_size", None) or 0,
+    )
 
 
 def _options(entry: Shipped) -> dict[str, int | None]:
