@@ -176,6 +176,24 @@ def _bench(words: list[str]) -> int:
     return status
 
 
+def _profile(words: list[str]) -> int:
+    from fastdl.profile.command import main as profile_main
+
+    return profile_main(words)
+
+
+def _inspect(words: list[str]) -> int:
+    from fastdl.inspection.command import main as inspect_main
+
+    return inspect_main(words)
+
+
+def _tune(words: list[str]) -> int:
+    from fastdl.tuning.command import main as tune_main
+
+    return tune_main(words)
+
+
 _COMMANDS = {
     "train": Command("train a model by its recipe, or continue it", _train),
     "explain": Command("draw what a trained model looks at", _explain),
@@ -183,6 +201,9 @@ _COMMANDS = {
     "demo": Command("a few minutes of everything: parity, speed, a small experiment", _demo),
     "bench": Command("measure the ops beside eager torch, torch.compile and the machine's limit", _bench),
     "doctor": Command("tell what works on this machine", _doctor),
+    "inspect": Command("tell what kernels compile to: registers, occupancy, instructions", _inspect),
+    "tune": Command("measure which sizes of kernels, or which backends, are fastest here", _tune),
+    "profile": Command("tell what the ops take in a call, a model or a script of yours", _profile),
 }
 
 

@@ -24,6 +24,7 @@ from fastdl import native
 from fastdl.native import cache, cpu_features, cuda_toolkit, settings, toolchain
 from fastdl.ops import dispatch, measured
 from fastdl.ops.measured_choices import CHOICES
+from fastdl.tuning import store
 
 # Packages whose versions matter when something goes wrong, in the order of the report.
 PACKAGES = ("torch", "triton", "numpy", "ninja", "lightning", "torchmetrics", "tyro", "nvidia-ml-py")
@@ -38,6 +39,7 @@ VARIABLES = {
     "FASTDL_CPU_POOL": "the pool of large CPU outputs: on (default), off, or a limit such as 512MiB",
     "FASTDL_DATA": "where data sets lie, if --data-dir does not say",
     "FASTDL_DEBUG": "1: the command shows the traceback of an error",
+    "FASTDL_TUNED": "0: what fastdl tune has stored on this machine is not used",
     "CXX": "the C++ compiler",
     "CUDACXX": "nvcc; also NVCC, and CUDA_HOME for the toolkit that it is in",
     "MAX_JOBS": "how many compilers run at once",
@@ -62,6 +64,7 @@ def report() -> dict[str, Any]:
             "cpu_pool": lambda: dataclasses.asdict(fastdl.cpu_pool()),
             "auto": dispatch.auto_choices,
             "auto_on_gpus": _auto_on_gpus,
+            "tuned": _tuned,
             "environment": _environment,
         }
         return {name: _guarded(part) for name, part in parts.items()}
@@ -92,6 +95,7 @@ def sections(facts: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
         ("Pool of CPU outputs", "cpu_pool", _rows),
         ("What auto chooses", "auto", lambda part: [(op, _choices_text(row)) for op, row in part.items()]),
         ("What auto chooses on a GPU, and why", "auto_on_gpus", _rows),
+        ("What fastdl tune has stored", "tuned", lambda part: list(part.items())),
         ("Environment", "environment", lambda part: [(name, _variable_text(row)) for name, row in part.items()]),
     ]
     return [(title, (_rows if "error" in facts[name] else rows)(facts[name])) for title, name, rows in parts]
@@ -210,6 +214,12 @@ def _auto_on_gpus() -> dict[str, str]:
             of_measured = f"of {sum(counts.values())} measured combinations of dtype, layout and size: {told}; "
             rows[f"{op} on {capability}"] = (of_measured if counts else "not measured; ") + f"elsewhere {order}"
     return rows
+
+
+def _tuned() -> dict[str, str]:
+    """For the CPU and the GPU at hand what is stored of measurements here, whether it counts, and how to renew it."""
+    devices = [device for device in (store.processor(), store.gpu()) if device is not None]
+    return {device.label: store.state(store.load(device)) for device in devices}
 
 
 def _toolchain() -> dict[str, Any]:

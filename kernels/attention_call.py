@@ -13,9 +13,9 @@ from torch import Tensor
 from fastdl.kernels import attention_plan
 from fastdl.kernels.attention_layout import Mask, Operand, is_wide, mask_of, operand
 from fastdl.kernels.attention_plan import Problem, feature_block
+from fastdl.kernels.seeds import dropped_levels, scale_of_kept, seed_arguments
 
 LOG2_E = 1.4426950408889634
-LEVELS = 1 << 16
 FARTHEST = 1 << 30
 
 
@@ -105,18 +105,15 @@ class Call:
         seed = self.seed
         if seed is None or self.dropout_p == 0:
             return None, 0, 0
-        if seed.device.type != "cpu" or self.query.device.type == "meta":
-            return seed, 0, 0
-        both = int(seed.item())
-        return None, _signed(both), _signed(both >> 32)
+        return seed_arguments(seed, self.query.device.type == "meta")
 
     @cached_property
     def dropped(self) -> int:
-        return round(self.dropout_p * LEVELS)
+        return dropped_levels(self.dropout_p)
 
     @property
     def kept_scale(self) -> float:
-        return LEVELS / (LEVELS - self.dropped) if self.dropped < LEVELS else 0.0
+        return scale_of_kept(self.dropped)
 
     @cached_property
     def window(self) -> tuple[int, int]:
@@ -153,12 +150,6 @@ class Call:
     @property
     def wide(self) -> bool:
         return is_wide((self.q, self.k, self.v))
-
-
-def _signed(word: int) -> int:
-    """The lower 32 bits as a signed number."""
-    word &= 0xFFFFFFFF
-    return word - (1 << 32) if word >= 1 << 31 else word
 
 
 def log_sums_like(query: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from fastdl.kernels import tuned
 from fastdl.kernels.configs import power_of_two
 
 
@@ -207,6 +208,7 @@ def family(architecture: int) -> int:
 SMALL_SHARED = frozenset({86, 87, 89, 120, 121})
 
 
+@tuned.planned
 @lru_cache(maxsize=4096)
 def forward(problem: Problem, limits: Limits) -> Forward:
     rows, columns, warps, stages = _sizes(problem, FORWARD, FORWARD_OF_MORE, FORWARD_ELSEWHERE)
@@ -215,12 +217,31 @@ def forward(problem: Problem, limits: Limits) -> Forward:
     if problem.length * group <= limits.decoding_rows and not problem.varlen:
         programs = problem.samples * problem.key_heads
         splits = max(min(limits.split_programs // programs, problem.keys // limits.split_keys), 1)
+        columns, warps, stages = tuned.sizes("attention_decoding", (columns, 4, stages), **bucket_of(problem))
         # Lengths grow by one from call to call: the code for a rest of any width is compiled once.
-        tile = Tile(16, columns, columns, True, True, 4, stages)
+        tile = Tile(16, columns, columns, True, True, warps, stages)
         return Forward(tile, group > 1, splits)
+    rows, columns, warps, stages = tuned.sizes(
+        "attention_forward", (rows, columns, warps, stages), **bucket_of(problem)
+    )
     rows = min(rows, max(power_of_two(problem.length), 16))
     tile = _tile(rows, columns, warps, stages, problem.keys, columns, windowed)
     return Forward(tile, False, 1, _has_descriptors(problem) and problem.keys >= limits.described)
+
+
+def bucket_of(problem: Problem) -> dict[str, int]:
+    """What calls have in common that share tuned sizes."""
+    return {
+        "itemsize": problem.itemsize,
+        "block": problem.block,
+        "length": power_of_two(problem.length),
+        "keys": power_of_two(problem.keys),
+        "heads": power_of_two(problem.samples * problem.heads),
+        "group": problem.heads // problem.key_heads,
+        "windowed": problem.windowed,
+        "more": problem.more,
+        "varlen": problem.varlen,
+    }
 
 
 def _has_descriptors(problem: Problem) -> bool:
@@ -250,6 +271,7 @@ class Backward(NamedTuple):
     described: bool = False
 
 
+@tuned.planned
 @lru_cache(maxsize=4096)
 def backward(problem: Problem, limits: Limits) -> Backward:
     windowed = problem.windowed or problem.varlen
@@ -261,12 +283,14 @@ def backward(problem: Problem, limits: Limits) -> Backward:
     most = max((keys for block, keys in shorts if problem.block <= block), default=0)
     if problem.keys <= most:
         columns = max(power_of_two(problem.keys), 16)
-        rows, warps = _short_rows(columns, problem)
+        rows, warps = tuned.sizes("attention_backward_short", _short_rows(columns, problem), **bucket_of(problem))
         tile = _tile(rows, columns, warps, 2, problem.length, rows, windowed)
         return Backward("short", tile, tile)
-    rows, columns, warps, stages = _sizes(problem, COLUMNS_BACKWARD, COLUMNS_OF_MORE, COLUMNS_ELSEWHERE)
+    found = _sizes(problem, COLUMNS_BACKWARD, COLUMNS_OF_MORE, COLUMNS_ELSEWHERE)
+    rows, columns, warps, stages = tuned.sizes("attention_backward_keys", found, **bucket_of(problem))
     keys = _tile(rows, columns, warps, stages, problem.length, rows, windowed)
-    rows, columns, warps, stages = _sizes(problem, ROWS_BACKWARD, ROWS_OF_MORE, {})
+    found = _sizes(problem, ROWS_BACKWARD, ROWS_OF_MORE, {})
+    rows, columns, warps, stages = tuned.sizes("attention_backward_queries", found, **bucket_of(problem))
     queries = _tile(rows, columns, warps, stages, problem.keys, columns, windowed)
     # Blackwell's code for both shares with a window spilled (16 bytes, 64 features), and so did that of products by
     # chunks with a mask, dropout and a cap (32 bytes before Hopper, 24 on it).
@@ -286,12 +310,14 @@ class MaskPlan(NamedTuple):
     warps: int
 
 
+@tuned.planned
 @lru_cache(maxsize=4096)
 def mask_gradient(problem: Problem, shape: tuple[int, ...], limits: Limits) -> MaskPlan:
     if problem.chunk < problem.block:
         rows, columns, warps = MASK_TILE_CHUNKED
     else:
         rows, columns, warps = MASK_TILE if problem.itemsize == 2 and problem.block <= 128 else MASK_TILE_LARGE
+    rows, columns, warps = tuned.sizes("attention_mask_gradient", (rows, columns, warps), **bucket_of(problem))
     samples, heads, length, keys = shape
     row_blocks, column_blocks = -(-problem.length // rows), -(-problem.keys // columns)
     own = samples * heads * (row_blocks if length > 1 else 1) * (column_blocks if keys > 1 else 1)

@@ -7,6 +7,7 @@ from functools import lru_cache
 from math import gcd
 from typing import NamedTuple
 
+from fastdl.kernels import tuned
 from fastdl.kernels.layout import Strides, View
 
 
@@ -136,6 +137,7 @@ def power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+@tuned.planned
 @lru_cache(maxsize=4096)
 def on_chip(problem: Problem, backward: bool, limits: Limits, more: bool = False) -> OnChip | None:
     """The tile that keeps whole groups on chip, or None where they are too large or their lines too short.
@@ -164,12 +166,34 @@ def on_chip(problem: Problem, backward: bool, limits: Limits, more: bool = False
             return None
     channels = power_of_two(groups * problem.width)
     warps = min(max(positions * channels // 512, 1), 16)
+    groups, warps = tuned.sizes(
+        "norm_backward" if backward else "norm_forward", (groups, warps), **bucket_of(problem), more=more
+    )
+    groups = min(groups, problem.groups)
+    channels = power_of_two(groups * problem.width)
     return OnChip(positions, channels, groups, power_of_two(groups), warps)
 
 
+def bucket_of(problem: Problem) -> dict[str, int]:
+    """What problems have in common that share tuned sizes."""
+    return {
+        "itemsize": problem.itemsize,
+        "unit": problem.unit,
+        "channels_last": problem.channels_last,
+        "positions": power_of_two(problem.positions),
+        "width": power_of_two(problem.width),
+        "channels": power_of_two(problem.channels),
+        "outer": power_of_two(problem.outer),
+    }
+
+
+@tuned.planned
 @lru_cache(maxsize=4096)
-def split(problem: Problem, programs: int, limits: Limits, *, sums: bool = False) -> Split:
-    """Chunks of about ``programs`` programs; ``sums`` is the pass that sums the gradient's products."""
+def split(problem: Problem, programs: int, limits: Limits, *, sums: bool = False, name: str = "norm_moments") -> Split:
+    """Chunks of about ``programs`` programs; ``sums`` is the pass that sums the gradient's products.
+
+    ``name``: the pass, among tuned sizes.
+    """
     values = limits.split_values_of_sums if sums and problem.itemsize == 4 else limits.split_values
     if problem.channels_last:
         channels = min(power_of_two(problem.channels), max(limits.line_bytes // 2, 1))
@@ -177,11 +201,12 @@ def split(problem: Problem, programs: int, limits: Limits, *, sums: bool = False
     else:
         positions = min(power_of_two(problem.positions), limits.split_positions)
         channels = min(power_of_two(problem.channels), max(values // positions, 1))
+    warps = min(max(positions * channels * 8 // values, 1), 8)
+    positions, channels, warps = tuned.sizes(name, (positions, channels, warps), **bucket_of(problem))
     total = -(-problem.positions // positions)
     others = problem.outer * -(-problem.channels // channels)
     tiles = -(-total // min(max(programs // others, 1), total))
     chunks = -(-total // tiles)
-    warps = min(max(positions * channels * 8 // values, 1), 8)
     return Split(positions, channels, tiles, chunks, others * chunks, warps)
 
 

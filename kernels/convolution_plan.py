@@ -7,6 +7,7 @@ from functools import lru_cache
 from math import gcd
 from typing import NamedTuple
 
+from fastdl.kernels import tuned
 from fastdl.kernels.attention_plan import family
 from fastdl.kernels.configs import power_of_two
 from fastdl.kernels.convolution_layout import Geometry
@@ -139,40 +140,71 @@ def _tile(problem: Problem, rows: int, columns: int, depth: int, programs: int, 
     return Tile(height, width, step, -(-rows // height), False, warps, 2 if problem.precise else 3)
 
 
+@tuned.planned
 @lru_cache(maxsize=4096)
 def forward(problem: Problem, limits: Limits) -> Tile:
     geometry = problem.geometry
     rows = rows_of_outer(problem, geometry.out_positions)
     if is_direct(geometry, limits):
-        return _direct(problem, rows, geometry.out_channels, limits)
+        return _direct("direct_convolution_forward", problem, rows, geometry.out_channels, limits)
     programs = problem.outers * geometry.groups
     tile = _tile(problem, rows, geometry.columns, geometry.depth, programs, limits.columns, limits)
     if is_flat(geometry, limits):
         depth = _block(geometry.depth * geometry.taps, min(limits.flat_depth, 16 if problem.precise else 32))
-        return tile._replace(flat=True, depth=depth, warps=8 if tile.rows * depth >= 4096 else 4)
-    if family(problem.architecture) == 100:
-        return tile._replace(warps=BLACKWELL_WARPS.get((tile.rows, tile.columns), tile.warps))
-    return tile
+        tile = tile._replace(flat=True, depth=depth, warps=8 if tile.rows * depth >= 4096 else 4)
+    elif family(problem.architecture) == 100:
+        tile = tile._replace(warps=BLACKWELL_WARPS.get((tile.rows, tile.columns), tile.warps))
+    return _in_chunks(_tuned("convolution_forward", problem, tile), rows)
 
 
+@tuned.planned
 @lru_cache(maxsize=4096)
 def data(problem: Problem, limits: Limits) -> Tile:
     geometry, rows = problem.geometry, rows_of_phase(problem)
     if is_direct(geometry, limits):
-        return _direct(problem, rows, geometry.channels, limits)
+        return _direct("direct_convolution_data", problem, rows, geometry.channels, limits)
     phases = geometry.stride[0] * geometry.stride[1]
     programs = problem.outers * geometry.groups * phases
-    return _tile(problem, rows, geometry.depth, geometry.columns, programs, limits.columns_data, limits)
+    tile = _tile(problem, rows, geometry.depth, geometry.columns, programs, limits.columns_data, limits)
+    return _in_chunks(_tuned("convolution_data", problem, tile), rows)
 
 
-def _direct(problem: Problem, rows: int, channels: int, limits: Limits) -> Tile:
+def _tuned(name: str, problem: Problem, tile: Tile) -> Tile:
+    sizes = (tile.rows, tile.columns, tile.depth, tile.warps, tile.stages)
+    rows, columns, depth, warps, stages = tuned.sizes(name, sizes, **bucket_of(problem), flat=tile.flat)
+    return tile._replace(rows=rows, columns=columns, depth=depth, warps=warps, stages=stages)
+
+
+def _in_chunks(tile: Tile, rows: int) -> Tile:
+    return tile._replace(chunks=-(-rows // tile.rows))
+
+
+def bucket_of(problem: Problem) -> dict[str, int]:
+    """What calls have in common that share tuned sizes."""
+    geometry = problem.geometry
+    return {
+        "itemsize": problem.itemsize,
+        "precise": problem.precise,
+        "by_sample": problem.by_sample,
+        "taps": geometry.taps,
+        "stride": geometry.stride[0] * geometry.stride[1],
+        "groups": power_of_two(geometry.groups),
+        "depth": power_of_two(geometry.depth),
+        "columns": power_of_two(geometry.columns),
+        "positions": power_of_two(geometry.samples * geometry.out_positions),
+    }
+
+
+def _direct(name: str, problem: Problem, rows: int, channels: int, limits: Limits) -> Tile:
     columns = min(power_of_two(channels), max(limits.direct_bytes // problem.itemsize, 1))
     values = limits.direct_values_single if problem.itemsize == 4 else limits.direct_values
     height = min(power_of_two(rows), max(values // columns, 1))
     warps = min(max(height * columns * 4 // values, 1), 4)
+    height, columns, warps = tuned.sizes(name, (height, columns, warps), **bucket_of(problem))
     return Tile(height, columns, 1, -(-rows // height), False, warps, 2)
 
 
+@tuned.planned
 @lru_cache(maxsize=4096)
 def weight(problem: Problem, limits: Limits) -> Weight:
     geometry = problem.geometry
@@ -182,6 +214,8 @@ def weight(problem: Problem, limits: Limits) -> Weight:
         columns = min(power_of_two(geometry.out_channels), max(limits.direct_bytes // problem.itemsize, 1))
         height = min(power_of_two(positions), max(limits.direct_values // columns // taps, 1))
         warps = min(max(height * columns * taps // 512, 1), 8)
+        sizes = (height, columns, warps)
+        height, columns, warps = tuned.sizes("direct_convolution_weight", sizes, **bucket_of(problem))
         tile = Tile(height, columns, taps, -(-positions // height), False, warps, 2)
         others = -(-geometry.out_channels // columns) * geometry.kernel[0] * geometry.depth
     else:
@@ -193,6 +227,7 @@ def weight(problem: Problem, limits: Limits) -> Weight:
             tile = tile._replace(warps=8)  # with 4 SiLU spilled on sm_80
         if flat:
             tile = tile._replace(flat=True, depth=min(tile.depth, limits.flat_depth))
+        tile = _tuned("convolution_weight", problem, tile)
         blocks = -(-count // tile.columns) * (1 if flat else geometry.taps)
         others = blocks * -(-geometry.columns // tile.rows) * geometry.groups
         tile = tile._replace(chunks=-(-positions // tile.depth))

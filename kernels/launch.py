@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastdl.kernels import tuned
+
 
 class Launch(NamedTuple):
     """One launch: a kernel, how many programs, its arguments in order, and what is constant in its compilation.
@@ -37,11 +39,15 @@ def launch(kernel: Any, programs: int, *arguments: Any, warps: int, stages: int 
 
 @contextmanager
 def taking_down() -> Iterator[list[Launch]]:
-    """Within it nothing is launched, and what would be is appended to the list; tensors may be on ``meta``."""
+    """Within it nothing is launched, and what would be is appended to the list; tensors may be on ``meta``.
+
+    Sizes that a user has stored do not count: what ships is the same on every machine.
+    """
     global _taken_down
     _taken_down = []
     try:
-        yield _taken_down
+        with tuned.shipped_only():
+            yield _taken_down
     finally:
         _taken_down = None
 

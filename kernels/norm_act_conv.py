@@ -247,7 +247,7 @@ def subtract_means(call: Call, grad_x: Tensor, statistics: Tensor, totals: Tenso
     dense = layout.dense_strides(tuple(call.input.shape))
     # The slope of an activation behind the norm is in the gradient already.
     norm = call.norm if call.activation_first else call.norm._replace(activation="identity")
-    split = configs.split(problem, configs.LIMITS.apply_programs, configs.LIMITS)
+    split = configs.split(problem, configs.LIMITS.apply_programs, configs.LIMITS, name="norm_apply_backward")
     launch(
         apply_backward, split.programs,
         grad_x, call.x.tensor, None, call.norm_weight, call.norm_bias, statistics, totals, grad_x, None,

@@ -67,7 +67,7 @@ def forward(
             return y, statistics
         if running_mean is None:
             reduce_moments(norm, problem, x, r, statistics, strides)
-        plan = split(problem, configs.LIMITS.apply_programs, configs.LIMITS)
+        plan = split(problem, configs.LIMITS.apply_programs, configs.LIMITS, name="norm_apply_forward")
         launch(
             apply_forward, plan.programs,
             x, r, y, weight, bias, statistics, running_mean, running_var,
@@ -187,7 +187,7 @@ def split_backward(
     device, weight = tensors[1].device, tensors[3]
     totals = None
     if grad_weight is not None or grad_bias is not None or not constant:
-        plan = split(problem, configs.LIMITS.reduce_programs, configs.LIMITS, sums=True)
+        plan = split(problem, configs.LIMITS.reduce_programs, configs.LIMITS, sums=True, name="norm_sums")
         partials = torch.empty((2, problem.outer, plan.chunks, problem.channels), dtype=torch.float32, device=device)
         launch(
             partial_sums, plan.programs,
@@ -203,7 +203,7 @@ def split_backward(
             **merge_constants(problem, merging), warps=merging.warps,
         )  # fmt: skip
     if wants_tensors:
-        plan = split(problem, configs.LIMITS.apply_programs, configs.LIMITS)
+        plan = split(problem, configs.LIMITS.apply_programs, configs.LIMITS, name="norm_apply_backward")
         launch(
             apply_backward, plan.programs,
             *tensors, None if constant else totals, grad_x, grad_residual,

@@ -62,7 +62,14 @@ def kept(low, high, sequence, head, row, first_column, dropped, ROWS: tl.constex
         low,
         high,
     )
-    # Column 8 c + 2 w + h has word w, in its lower half if h is 0: the last of the joined dimensions counts first.
+    return tl.reshape(levels(w0, w1, w2, w3) >= dropped, [ROWS, COLUMNS])
+
+
+@triton.jit
+def levels(w0, w1, w2, w3):
+    """The choices of calls, in order, along three more dimensions of 2: choice 2 w + h of a call has word w.
+
+    In its lower half if h is 0. The last of the joined dimensions counts first.
+    """
     words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
-    level = tl.join(words & 0xFFFF, words >> 16).to(tl.int32, bitcast=True)
-    return tl.reshape(level >= dropped, [ROWS, COLUMNS])
+    return tl.join(words & 0xFFFF, words >> 16).to(tl.int32, bitcast=True)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from fastdl.kernels import tuned
 from fastdl.kernels.configs import power_of_two
 from fastdl.kernels.row_norm_layout import Rows
 
@@ -99,6 +100,7 @@ def _processors(index: int) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
 
 
+@tuned.planned
 @lru_cache(maxsize=4096)
 def forward_on_chip(rows: Rows, processors: int, limits: Limits) -> OnChip | None:
     """A program for each tile; None where the rows are too wide."""
@@ -106,9 +108,11 @@ def forward_on_chip(rows: Rows, processors: int, limits: Limits) -> OnChip | Non
     if columns > limits.forward_columns:
         return None
     height, warps = tile(rows, columns, processors, limits.forward_values, 32, limits)
+    height, warps = tuned.sizes("row_norm_forward", (height, warps), **bucket_of(rows))
     return OnChip(height, columns, -(-rows.rows // height), warps)
 
 
+@tuned.planned
 @lru_cache(maxsize=4096)
 def backward_on_chip(rows: Rows, processors: int, sums: bool, tensors: int, limits: Limits) -> OnChip | None:
     """As many programs as there is room for, each of which goes over its share of the tiles.
@@ -119,11 +123,21 @@ def backward_on_chip(rows: Rows, processors: int, sums: bool, tensors: int, limi
     if columns > (limits.backward_columns if sums else limits.gradient_bytes // rows.itemsize):
         return None
     height, warps = tile(rows, columns, processors, limits.backward_values, 16, limits)
-    tiles, at_once = -(-rows.rows // height), programs_at_once(warps)
+    at_once = programs_at_once(warps)
     ahead = limits.shared_bytes // (at_once * tensors * height * columns * rows.itemsize)
-    programs = min(processors * at_once, tiles)
-    stages = limits.stages if at_once < 4 else limits.stages_of_four
-    return OnChip(height, columns, programs, warps, min(1 + ahead, stages, -(-tiles // programs)))
+    stages = min(1 + ahead, limits.stages if at_once < 4 else limits.stages_of_four)
+    height, warps, stages = tuned.sizes(
+        "row_norm_backward", (height, warps, stages), **bucket_of(rows), sums=sums, tensors=tensors
+    )
+    tiles = -(-rows.rows // height)
+    programs = min(processors * programs_at_once(warps), tiles)
+    return OnChip(height, columns, programs, warps, min(stages, -(-tiles // programs)))
+
+
+def bucket_of(rows: Rows) -> dict[str, int]:
+    """What calls have in common that share tuned sizes."""
+    width = power_of_two(rows.width)
+    return {"itemsize": rows.itemsize, "unit": rows.unit, "width": width, "rows": power_of_two(rows.rows)}
 
 
 def tile(rows: Rows, columns: int, processors: int, values: int, each: int, limits: Limits) -> tuple[int, int]:
@@ -140,24 +154,28 @@ def programs_at_once(warps: int) -> int:
     return max(RESIDENT_WARPS // warps, 1)
 
 
+@tuned.planned
 @lru_cache(maxsize=4096)
 def wide(rows: Rows, processors: int, limits: Limits) -> Wide:
     """Where there are fewer rows than room for programs, several share a row."""
     columns = min(limits.wide_values, power_of_two(rows.width))
-    total = -(-rows.width // columns)
     warps = min(max(columns // 512, 1), 8)
+    columns, warps = tuned.sizes("row_norm_wide", (columns, warps), **bucket_of(rows))
+    total = -(-rows.width // columns)
     room = processors * programs_at_once(warps)
     tiles = -(-total // min(max(room // rows.rows, 1), total))
     parts = -(-total // tiles)
     return Wide(columns, tiles, parts, rows.rows * parts, warps)
 
 
+@tuned.planned
 @lru_cache(maxsize=4096)
 def column_blocks(rows: Rows, processors: int, limits: Limits) -> Columns:
     """As many programs as there is room for."""
     columns = min(limits.column_bytes // rows.itemsize, power_of_two(rows.width))
     height = min(limits.column_rows, power_of_two(rows.rows))
     warps = min(max(height * columns * rows.itemsize // 1024, 1), 4)
+    height, columns, warps = tuned.sizes("row_norm_columns", (height, columns, warps), **bucket_of(rows))
     blocks = -(-rows.width // columns)
     room = processors * limits.column_programs
     chunks = min(max(room // blocks, 1), -(-rows.rows // height))

@@ -14,7 +14,7 @@ from fastdl import doctor
 
 PARTS = {
     *("versions", "platform", "cpu", "devices", "backends", "native", "native_cuda", "toolchain", "cache", "cpu_pool"),
-    *("auto", "auto_on_gpus", "environment"),
+    *("auto", "auto_on_gpus", "tuned", "environment"),
 }
 
 

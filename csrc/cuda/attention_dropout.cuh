@@ -4,6 +4,7 @@
 #pragma once
 
 #include "attention_call.cuh"
+#include "philox.cuh"
 
 namespace fastdl::cuda {
 
@@ -17,19 +18,6 @@ __device__ __forceinline__ Dropout dropout_of(const Attention& call) {
   const uint64_t seed = call.seed_on_device ? uint64_t(*call.seed_on_device) : call.seed;
   const uint32_t dropped = uint32_t(call.dropped);
   return {{uint32_t(seed), uint32_t(seed >> 32)}, dropped, dropped < 65536 ? 65536.0f / float(65536 - dropped) : 0.0f};
-}
-
-__device__ __forceinline__ void philox(uint32_t (&words)[4], uint32_t key_0, uint32_t key_1) {
-#pragma unroll 1
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t first = uint64_t(0xD2511F53u) * words[0], second = uint64_t(0xCD9E8D57u) * words[2];
-    words[0] = uint32_t(second >> 32) ^ words[1] ^ key_0;
-    words[1] = uint32_t(second);
-    words[2] = uint32_t(first >> 32) ^ words[3] ^ key_1;
-    words[3] = uint32_t(first);
-    key_0 += 0x9E3779B9u;
-    key_1 += 0xBB67AE85u;
-  }
 }
 
 __device__ __forceinline__ uint32_t word_of(const uint32_t (&words)[4], int i) {
@@ -48,7 +36,7 @@ __device__ __forceinline__ uint32_t kept_of_queries(const Dropout& dropout, cons
     const int row = t % 2, tile = 2 * round + t / 2;
     uint32_t words[4] = {uint32_t(first_key / 8 + tile), uint32_t(row ? queries[1] : queries[0]),
                          uint32_t(row ? heads[1] : heads[0]), sequence};
-    philox(words, dropout.key[0], dropout.key[1]);
+    philox<1>(words, dropout.key[0], dropout.key[1]);
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
       const uint32_t word = device::shuffle_xor(word_of(words, t ^ step), step);
@@ -69,7 +57,7 @@ __device__ __forceinline__ uint32_t kept_of_keys(const Dropout& dropout, int fir
   for (int round = 0; round < count / 2; ++round) {
     const int query = first_query + 8 * (2 * round + g / 4) + 2 * t + g / 2 % 2;
     uint32_t words[4] = {uint32_t(first_key / 8 + g % 2), uint32_t(query), uint32_t(head), sequence};
-    philox(words, dropout.key[0], dropout.key[1]);
+    philox<1>(words, dropout.key[0], dropout.key[1]);
 #pragma unroll
     for (int step = 0; step < 8; ++step) {
       const int other = g ^ step;

@@ -35,12 +35,6 @@ AttentionIntegers integers_of(const MaybeTensor& tensor) {
   return {tensor->const_data_ptr(), tensor->stride(0), tensor->scalar_type() == ScalarType::Long};
 }
 
-bool is_on_host(const Tensor& tensor) {
-  int32_t type;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
-  return type == aoti_torch_device_type_cpu();
-}
-
 struct Arguments {
   const Tensor &query, &key, &value;
   const MaybeTensor &mask, &query_offset, &starts_q, &starts_k, &seed;

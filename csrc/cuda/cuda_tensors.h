@@ -31,4 +31,10 @@ inline void check(int status, const char* what) { STD_TORCH_CHECK(status == 0, "
 
 inline void* address(const Tensor& tensor) { return tensor.numel() ? tensor.mutable_data_ptr() : nullptr; }
 
+inline bool is_on_host(const Tensor& tensor) {
+  int32_t type;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
+  return type == aoti_torch_device_type_cpu();
+}
+
 }  // namespace fastdl::cuda

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from fastdl.models.initialization import initialize_module
 from fastdl.models.vit_embedding import ClassToken, LearnedPositions, PatchEmbedding, SinusoidalPositions
 from fastdl.models.vit_encoder import Encoder
+from fastdl.nn.dropout import Dropout
+from fastdl.nn.layer_norm import LayerNorm
 
 __all__ = ["SIZES", "VisionTransformer", "vision_transformer"]
 
@@ -91,7 +93,7 @@ class VisionTransformer(nn.Module):
         self.positions: LearnedPositions | SinusoidalPositions = (
             LearnedPositions(grid, width, prefix) if positions == "learned" else SinusoidalPositions(width, prefix)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.encoder = Encoder(
             depth,
             width,
@@ -103,7 +105,7 @@ class VisionTransformer(nn.Module):
             attention_dropout=attention_dropout,
             norm_eps=norm_eps,
         )
-        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.norm = LayerNorm(width, eps=norm_eps)
         self.representation = (
             None if representation_size is None else nn.Sequential(nn.Linear(width, representation_size), nn.Tanh())
         )

@@ -12,7 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastdl.nn.dropout import Dropout
 from fastdl.nn.heads import merge_heads, split_heads
+from fastdl.nn.layer_norm import LayerNorm
 from fastdl.ops import scaled_dot_product_attention
 
 __all__ = ["Encoder", "EncoderBlock", "MultilayerPerceptron", "SelfAttention", "StochasticDepth"]
@@ -49,7 +51,7 @@ class SelfAttention(nn.Module):
         self.attention_dropout = attention_dropout
         self.query_key_value = nn.Linear(width, 3 * width, bias=qkv_bias)  # U_qkv
         self.output = nn.Linear(width, width)  # U_msa
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def heads(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v of all heads, each (N, k, T, D_h): views of one product (eq. 5)."""
@@ -73,9 +75,9 @@ class MultilayerPerceptron(nn.Sequential):
         super().__init__()
         self.expand = nn.Linear(width, hidden)
         self.activation = nn.GELU()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.contract = nn.Linear(hidden, width)
-        self.output_dropout = nn.Dropout(dropout)
+        self.output_dropout = Dropout(dropout)
 
 
 class StochasticDepth(nn.Module):
@@ -123,11 +125,11 @@ class EncoderBlock(nn.Module):
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(width, eps=norm_eps)
+        self.attention_norm = LayerNorm(width, eps=norm_eps)
         self.attention = SelfAttention(
             width, num_heads, qkv_bias=qkv_bias, attention_dropout=attention_dropout, dropout=dropout
         )
-        self.mlp_norm = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp_norm = LayerNorm(width, eps=norm_eps)
         self.mlp = MultilayerPerceptron(width, mlp_width, dropout)
         self.stochastic_depth = StochasticDepth(stochastic_depth)
 

@@ -3,6 +3,7 @@
 from fastdl.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from fastdl.nn.conv_norm_act import ConvNormAct1d, ConvNormAct2d, ConvNormAct3d
 from fastdl.nn.conv_norm_act_chain import ConvNormActChain
+from fastdl.nn.dropout import Dropout
 from fastdl.nn.folding import FoldReport, fold
 from fastdl.nn.group_norm import GroupNorm
 from fastdl.nn.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
@@ -20,6 +21,7 @@ __all__ = [
     "ConvNormAct2d",
     "ConvNormAct3d",
     "ConvNormActChain",
+    "Dropout",
     "FoldReport",
     "GroupNorm",
     "InstanceNorm1d",

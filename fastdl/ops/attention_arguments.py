@@ -77,7 +77,7 @@ def cast_for_autocast(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Inside of ``torch.autocast`` attention runs in its dtype, as torch's does; float64 stays as it is."""
     device = query.device.type
-    if not torch.is_autocast_enabled(device) or query.dtype == torch.float64:
+    if device == "meta" or not torch.is_autocast_enabled(device) or query.dtype == torch.float64:
         return query, key, value, mask
     dtype = torch.get_autocast_dtype(device)
     return query.to(dtype), key.to(dtype), value.to(dtype), mask

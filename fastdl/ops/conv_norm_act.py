@@ -14,7 +14,7 @@ from fastdl.ops.arguments import (
     resolve_activation,
 )
 from fastdl.ops.convolution import Convolution, Norm, check_norm, check_weight
-from fastdl.ops.norm_act_conv import convolve_normalized, convolve_on_cpu, serving_backend
+from fastdl.ops.norm_act_conv import convolve_normalized, convolve_on_cpu, serving_call
 
 NOTHING_BEFORE = Norm("none", activation="identity")
 ORDERS = ("conv_norm_act", "conv_act_norm")
@@ -97,10 +97,10 @@ def convolve(op: str, input: Tensor, convolution: Convolution, wants_statistics:
     They do so from fused kernels alone, which serve where their backend was asked for by name, or measured the fastest.
     The CPU's serve without them too: they are as fast as the vendor's, or faster.
     """
-    backend = serving_backend(input, convolution)
-    if backend == "cpu" and not torch.is_autocast_enabled("cpu"):
-        return convolve_on_cpu(input, convolution, wants_statistics)
-    if backend is not None and wants_statistics:
+    served = serving_call(input, convolution)
+    if served is not None and served[0] == "cpu" and not torch.is_autocast_enabled("cpu"):
+        return convolve_on_cpu(input, convolution, served[1], wants_statistics)
+    if served is not None and wants_statistics:
         return convolve_normalized(input, NOTHING_BEFORE, convolution, collect=wants_statistics, op=op)
     return convolution(input), None
 

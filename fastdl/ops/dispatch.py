@@ -45,12 +45,14 @@ class Implementation:
 
     ``update_running_statistics(running_mean, running_var, statistics, count, momentum)``, for a norm that keeps them,
     writes into the first two behind autograd's back; None where the backend leaves that to torch's own ops.
+    ``serving(input)``, where the backend is `BY_MEASUREMENT`: the kernels that a call of such an input is handed on to.
     """
 
     forward: Callable[..., Any]
     backward: Callable[..., Any]
     backend: str = ""
     update_running_statistics: Callable[..., Any] | None = None
+    serving: Callable[[torch.Tensor], Implementation] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,14 @@ def _load_cpu(op: str) -> Implementation:
 # Ops that run on a backend's norms and the vendor's convolutions where no kernel of their own serves a call.
 COMPOSED = frozenset({"norm_act_conv"})
 
+# Ops whose gradient is the op itself on the gradient, so that no floor has a backward of theirs.
+SELF_ADJOINT = frozenset({"dropout"})
+
+
+def no_backward(*_: object) -> None:
+    """What stands for the backward of an op that has none, which nobody calls."""
+    raise AssertionError("this op's gradient is the op itself")
+
 
 def _composed(backend: str) -> Implementation:
     from fastdl.ops.composed import composed
@@ -95,7 +105,7 @@ def _registered(namespace: Any, op: str) -> Implementation:
     """The ops of a native library."""
     return Implementation(
         getattr(namespace, f"{op}_forward").default,
-        getattr(namespace, f"{op}_backward").default,
+        no_backward if op in SELF_ADJOINT else getattr(namespace, f"{op}_backward").default,
         update_running_statistics=namespace.update_running_statistics.default if op == "batch_norm" else None,
     )
 
@@ -118,8 +128,10 @@ def _load_triton(op: str) -> Implementation:
     if op in COMPOSED:
         return _fused_or_composed("triton")
     module = importlib.import_module(f"fastdl.kernels.{op}")
+    guarded = importlib.import_module("fastdl.kernels.tuned").guarded
     update = getattr(module, "update_running_statistics", None)
-    return Implementation(module.forward, module.backward, update_running_statistics=update)
+    backward = no_backward if op in SELF_ADJOINT else guarded(module.backward)
+    return Implementation(guarded(module.forward), backward, update_running_statistics=update)
 
 
 def _probe_cuda() -> BackendStatus:
@@ -153,6 +165,7 @@ VENDOR = "vendor"
 
 # What `choose` answers where a measurement favours another backend than the usual one: each call is then looked up.
 BY_MEASUREMENT = "measured"
+BY_MEASUREMENT_ON_CPU = "measured on the CPU"
 
 
 @cache
@@ -226,23 +239,29 @@ def use_backend(name: str) -> Iterator[None]:
 @cache
 def implementation(op: str, backend: str) -> Implementation:
     """The kernels of ``op`` on ``backend``, loaded once."""
-    if backend == BY_MEASUREMENT:
-        return _by_measurement(op)
+    if backend in (BY_MEASUREMENT, BY_MEASUREMENT_ON_CPU):
+        return _by_measurement(op, backend)
     if backend == VENDOR:
         return replace(_composed(next(name for name in PREFERENCES["cuda"] if status(name).available)), backend=backend)
     return replace(BACKENDS[backend].load(op), backend=backend)
 
 
-def _by_measurement(op: str) -> Implementation:
+def _by_measurement(op: str, name: str) -> Implementation:
     """Kernels that look up, call by call, which backend was measured fastest for such an input.
 
     Forward and backward of a call have the same input, and so the same backend.
     """
     from fastdl.ops import OPERATORS
 
-    order = [name for name in PREFERENCES["cuda"] if status(name).available]
-    kernels = {name: implementation(op, name) for name in order}
-    usual = implementation(op, VENDOR) if op in COMPOSED else kernels[order[0]]
+    if name == BY_MEASUREMENT_ON_CPU:
+        from fastdl.ops.reference_kernels import reference_kernels
+
+        usual = implementation(op, "cpu")
+        kernels = {"cpu": usual, "reference": reference_kernels(op)}
+    else:
+        order = [backend for backend in PREFERENCES["cuda"] if status(backend).available]
+        kernels = {backend: implementation(op, backend) for backend in order}
+        usual = implementation(op, VENDOR) if op in COMPOSED else kernels[order[0]]
     operator = OPERATORS[op]
 
     def serving(input: torch.Tensor) -> Implementation:
@@ -255,16 +274,16 @@ def _by_measurement(op: str) -> Implementation:
         # The input comes behind the gradients, one a differentiable output.
         return serving(arguments[operator.outputs]).backward(*arguments)
 
-    return Implementation(forward, backward, BY_MEASUREMENT, usual.update_running_statistics)
+    return Implementation(forward, backward, name, usual.update_running_statistics, serving)
 
 
 @cache
 def choose(op: str, request: str, device: str, dtype: torch.dtype) -> str:
     """The backend that serves ``op`` for this request, device type and dtype; never ``auto``.
 
-    On a GPU it may be ``measured`` or ``vendor``, which `implementation` knows: in the first, layout and size decide,
-    call by call. Raises BackendError where a backend asked for by name is missing or does not serve this device or
-    dtype.
+    On a GPU it may be ``measured`` or ``vendor``, and on the CPU ``measured on the CPU``, which `implementation` knows:
+    where it was measured, layout and size decide, call by call. Raises BackendError where a backend asked for by name
+    is missing or does not serve this device or dtype.
     """
     if request == "reference":
         return request
@@ -295,13 +314,32 @@ def _best(op: str, device: str, dtype: torch.dtype) -> str:
     """What ``auto`` is on a kind of device: the first that is there, or the table where it favours another one."""
     names = PREFERENCES.get(device, ())
     usual = next((name for name in names if dtype in BACKENDS[name].dtypes and status(name).available), "reference")
+    if usual == "cpu" and "reference" in measured.measured_backends_on_cpu(op, dtype):
+        return BY_MEASUREMENT_ON_CPU
     if device != "cuda" or usual == "reference":
         return usual
     # Only what a measurement favours is asked whether it is there: asking for `cuda` compiles it.
     others = measured.measured_backends(op, dtype) - {VENDOR if op in COMPOSED else usual}
-    if any(status(name).available for name in others):
+    if any(status(name).available for name in others & set(PREFERENCES["cuda"])):
         return BY_MEASUREMENT
     return VENDOR if op in COMPOSED else usual
+
+
+@contextmanager
+def assuming_choices(device: str, table: measured.Table) -> Iterator[None]:
+    """Within it, in all threads, ``auto`` takes this table for the user's own on the devices of a kind."""
+    try:
+        with measured.assuming(device, table):
+            choose.cache_clear()
+            yield
+    finally:
+        choose.cache_clear()
+
+
+def forget_choices() -> None:
+    """What ``auto`` is is found anew: after the user's own table has changed."""
+    measured.forget()
+    choose.cache_clear()
 
 
 def _names(dtypes: frozenset[torch.dtype]) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastdl.ops import annotation
+from fastdl.ops.annotation import BACKWARD, FORWARD, announced
 from fastdl.ops.dispatch import Implementation
 
 if TYPE_CHECKING:
@@ -36,7 +38,8 @@ def _with_one_output(op: FusedOperator) -> type[torch.autograd.Function]:
         def forward(
             ctx: Any, kernels: Implementation, observe: Observer | None, statics: tuple[Any, ...], *tensors: Any
         ) -> Tensor:
-            output, statistics = kernels.forward(*tensors, *statics)
+            forward = kernels.forward if annotation.annotate is None else announced(op, FORWARD, kernels)
+            output, statistics = forward(*tensors, *statics)
             if observe is not None:
                 observe(kernels, statistics)
             ctx.save_for_backward(statistics, *tensors)
@@ -51,7 +54,9 @@ def _with_one_output(op: FusedOperator) -> type[torch.autograd.Function]:
             if torch.is_grad_enabled():
                 gradients = op.differentiate((grad_output,), tensors, ctx.statics, needs)
             else:
-                gradients = ctx.kernels.backward(grad_output, *tensors, statistics, *ctx.statics, needs)
+                kernels = ctx.kernels
+                backward = kernels.backward if annotation.annotate is None else announced(op, BACKWARD, kernels)
+                gradients = backward(grad_output, *tensors, statistics, *ctx.statics, needs)
             return (None, None, None, *gradients, *rest)
 
     return Eager
@@ -67,7 +72,8 @@ def _with_statistics(op: FusedOperator) -> type[torch.autograd.Function]:
         def forward(
             ctx: Any, kernels: Implementation, observe: Observer | None, statics: tuple[Any, ...], *tensors: Any
         ) -> tuple[Tensor, Tensor]:
-            output, statistics = kernels.forward(*tensors, *statics)
+            forward = kernels.forward if annotation.annotate is None else announced(op, FORWARD, kernels)
+            output, statistics = forward(*tensors, *statics)
             if observe is not None:
                 observe(kernels, statistics)
             ctx.save_for_backward(output, statistics, *tensors)
@@ -87,9 +93,9 @@ def _with_statistics(op: FusedOperator) -> type[torch.autograd.Function]:
             else:
                 if grad_output is None:
                     grad_output = torch.zeros_like(output)
-                gradients = ctx.kernels.backward(
-                    grad_output, grad_statistics, *tensors, output, statistics, *ctx.statics, needs
-                )
+                kernels = ctx.kernels
+                backward = kernels.backward if annotation.annotate is None else announced(op, BACKWARD, kernels)
+                gradients = backward(grad_output, grad_statistics, *tensors, output, statistics, *ctx.statics, needs)
             return (None, None, None, *gradients, *rest)
 
     return Eager
@@ -105,7 +111,8 @@ def _with_sum(op: FusedOperator) -> type[torch.autograd.Function]:
         def forward(
             ctx: Any, kernels: Implementation, observe: Observer | None, statics: tuple[Any, ...], *tensors: Any
         ) -> Any:
-            output, sum, statistics = kernels.forward(*tensors, *statics)
+            forward = kernels.forward if annotation.annotate is None else announced(op, FORWARD, kernels)
+            output, sum, statistics = forward(*tensors, *statics)
             if observe is not None:
                 observe(kernels, statistics)
             ctx.save_for_backward(statistics, *op.kept(tensors, sum))
@@ -127,7 +134,9 @@ def _with_sum(op: FusedOperator) -> type[torch.autograd.Function]:
             if torch.is_grad_enabled():
                 gradients = op.differentiate(grad_outputs, tensors, ctx.statics, needs)
             else:
-                gradients = ctx.kernels.backward(grad_output, grad_sum, *tensors, statistics, *ctx.statics, needs)
+                kernels = ctx.kernels
+                backward = kernels.backward if annotation.annotate is None else announced(op, BACKWARD, kernels)
+                gradients = backward(grad_output, grad_sum, *tensors, statistics, *ctx.statics, needs)
             return (None, None, None, gradients[0], gradients[0] if of_residual else None, *gradients[2:], *rest)
 
     return Eager

@@ -47,7 +47,8 @@ def own_kernels(backend: str) -> tuple[Serves, Implementation] | None:
     if backend != "triton" or importlib.util.find_spec("fastdl.kernels.norm_act_conv") is None:
         return None
     module = importlib.import_module("fastdl.kernels.norm_act_conv")
-    return module.serves, Implementation(module.forward, module.backward)
+    guarded = importlib.import_module("fastdl.kernels.tuned").guarded
+    return module.serves, Implementation(guarded(module.forward), guarded(module.backward))
 
 
 def serves(

@@ -1,11 +1,14 @@
-"""What ``auto`` prefers on a GPU: a table of measurements by compute capability, dtype, layout and size.
+"""What ``auto`` prefers: tables of measurements by device, dtype, layout and size.
 
-The table is `measured_choices.CHOICES`, which a benchmark writes. Where it says nothing, the order of
-`dispatch.PREFERENCES` holds.
+The first table is the user's own, which `fastdl tune --backends` has measured on this machine (`fastdl.tuning.store`),
+on a GPU and on the CPU. The second ships, `measured_choices.CHOICES`, which a benchmark writes, for GPUs by their
+compute capability. Where both say nothing, the order of `dispatch.PREFERENCES` holds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -17,6 +20,11 @@ from fastdl.ops.measured_choices import CHOICES
 # second-level cache of an A100 or H100 (40 and 50 MB) together with its output; what is large streams from memory.
 SIZE_CLASSES = (("small", 1 << 20), ("medium", 16 << 20))
 LARGEST = "large"
+
+# What stands for the compute capability in rows of the CPU.
+CPU = "cpu"
+Table = Mapping[str, Mapping[str, str]]
+"""Op -> row of `key` -> backend."""
 
 
 def size_class(size_in_bytes: int) -> str:
@@ -44,11 +52,52 @@ def capabilities() -> tuple[str, ...]:
 def measured_backends(op: str, dtype: torch.dtype) -> frozenset[str]:
     """The backends that some measurement on one of the GPUs at hand found fastest for ``op`` in ``dtype``."""
     beginnings = tuple(f"{capability} {name(dtype)} " for capability in capabilities())
-    return frozenset(backend for row, backend in CHOICES.get(op, {}).items() if row.startswith(beginnings))
+    rows = {**CHOICES.get(op, {}), **own_choices("cuda").get(op, {})}
+    return frozenset(backend for row, backend in rows.items() if row.startswith(beginnings))
+
+
+def measured_backends_on_cpu(op: str, dtype: torch.dtype) -> frozenset[str]:
+    """The same for the CPU, of which only the user's own table tells."""
+    beginning = f"{CPU} {name(dtype)} "
+    return frozenset(backend for row, backend in own_choices(CPU).get(op, {}).items() if row.startswith(beginning))
+
+
+@cache
+def own_choices(device: str) -> Table:
+    """The user's own table for the devices of a kind, ``cpu`` or ``cuda``, read once a process."""
+    if device in _trial:
+        return _trial[device]
+    from fastdl.tuning import store
+
+    return store.backends_of(store.device_of(device))
+
+
+_trial: dict[str, Table] = {}
+
+
+@contextmanager
+def assuming(device: str, table: Table) -> Iterator[None]:
+    """Within it, in all threads, this is the user's own table for the devices of a kind; only `own_choices` is told.
+
+    `fastdl.ops.dispatch.assuming_choices` is what makes calls follow it.
+    """
+    _trial[device] = table
+    forget()
+    try:
+        yield
+    finally:
+        del _trial[device]
+        forget()
+
+
+def forget() -> None:
+    """The user's own tables are read again: after they have changed."""
+    own_choices.cache_clear()
+    _fastest.cache_clear()
 
 
 def fastest(op: str, input: Tensor, layout: str) -> str | None:
-    """The backend that was measured fastest for this input, whose layout has this name, on its device.
+    """The backend that was measured fastest for this input, whose layout has this name, on its GPU or the CPU.
 
     None where nothing was measured.
     """
@@ -58,12 +107,14 @@ def fastest(op: str, input: Tensor, layout: str) -> str | None:
 
 @cache
 def _fastest(op: str, capability: str, dtype: torch.dtype, layout: str, size: str) -> str | None:
-    return CHOICES.get(op, {}).get(key(capability, name(dtype), layout, size))
+    row = key(capability, name(dtype), layout, size)
+    return own_choices(CPU if capability == CPU else "cuda").get(op, {}).get(row) or CHOICES.get(op, {}).get(row)
 
 
 @cache
-def _capability_of(device: int) -> str:
-    return capability_text(torch.cuda.get_device_capability(device))
+def _capability_of(device: int | None) -> str:
+    """Of a tensor's device by its index, which the CPU has not."""
+    return CPU if device is None else capability_text(torch.cuda.get_device_capability(device))
 
 
 def name(dtype: torch.dtype) -> str:

@@ -18,6 +18,9 @@ from fastdl.ops.operator import FusedOperator, is_direct
 from fastdl.reference.conv_norm_act import count_groups
 from fastdl.reference.norm_act_conv import BATCH, NO_NORM, norm_act_conv_with_statistics
 
+Moves = tuple[list[int], list[int], list[int]]
+"""Stride, padding and dilation, a number for each spatial dimension."""
+
 ORDERS = ("norm_act_conv", "act_norm_conv")
 
 
@@ -147,13 +150,19 @@ def collects_statistics(input: Tensor, convolution: Convolution) -> bool:
 
 def serving_backend(input: Tensor, convolution: Convolution) -> str | None:
     """The backend whose own convolution kernels serve such a call; None for the vendor's."""
+    served = serving_call(input, convolution)
+    return None if served is None else served[0]
+
+
+def serving_call(input: Tensor, convolution: Convolution) -> tuple[str, Moves] | None:
+    """The same, with the call's stride, padding and dilation as kernels take them."""
     weight = convolution.weight
     if torch.compiler.is_compiling() or not is_direct(input):
         return None
     backend: str | None = dispatch.choose(
         "norm_act_conv", dispatch.requested(), input.device.type, input.dtype
     )  # fmt: skip
-    if backend == dispatch.BY_MEASUREMENT:
+    if backend in (dispatch.BY_MEASUREMENT, dispatch.BY_MEASUREMENT_ON_CPU):
         backend = measured.fastest("norm_act_conv", input, image_layout(input))
     if backend not in fused_convolution.BACKENDS:
         return None
@@ -165,14 +174,14 @@ def serving_backend(input: Tensor, convolution: Convolution) -> str | None:
     moves = _moves(convolution, input.ndim - 2)
     if moves is None or not fused_convolution.serves(backend, input, weight, *moves, convolution.groups):
         return None
-    return backend
+    return backend, moves
 
 
-def convolve_on_cpu(input: Tensor, convolution: Convolution, collect: bool) -> tuple[Tensor, Tensor | None]:
-    """A convolution that `serving_backend` says the CPU's own kernels serve, and with ``collect`` its statistics."""
+def convolve_on_cpu(
+    input: Tensor, convolution: Convolution, moves: Moves, collect: bool
+) -> tuple[Tensor, Tensor | None]:
+    """A convolution that `serving_call` says the CPU's own kernels serve, and with ``collect`` its statistics."""
     found: list[Tensor] = []
-    moves = _moves(convolution, input.ndim - 2)
-    assert moves is not None
     output = NORM_ACT_CONV(
         (input, None, None, convolution.weight, convolution.bias, None, None, None),
         (NO_NORM, 0.0, "identity", 0.0, False, *moves, convolution.groups, collect),
@@ -186,8 +195,8 @@ def _is_like(tensor: Tensor, input: Tensor) -> bool:
     return tensor.dtype == input.dtype and tensor.device == input.device
 
 
-def _moves(convolution: Convolution, spatial: int) -> tuple[list[int], list[int], list[int]] | None:
-    """Stride, padding and dilation of each spatial dimension; None for a padding that no kernel here has."""
+def _moves(convolution: Convolution, spatial: int) -> Moves | None:
+    """What a convolution asks for in numbers; None for a padding that no kernel here has."""
     padding = _explicit_padding(convolution, spatial)
     if padding is None:
         return None
@@ -200,7 +209,7 @@ def _under_autocast(input: Tensor, convolution: Convolution) -> tuple[Tensor, Co
     if not all(isinstance(tensor, Tensor) for tensor in (input, weight)):
         return input, convolution  # which the checks refuse
     kind = input.device.type
-    if not torch.is_autocast_enabled(kind) or input.dtype == torch.float64:
+    if kind == "meta" or not torch.is_autocast_enabled(kind) or input.dtype == torch.float64:
         return input, convolution
     dtype = torch.get_autocast_dtype(kind)
     bias = bias.to(dtype) if isinstance(bias, Tensor) else bias

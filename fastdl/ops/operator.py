@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 
-from fastdl.ops import dispatch
+from fastdl.ops import annotation, dispatch
+from fastdl.ops.annotation import BACKWARD, FORWARD, announced, announced_reference
 from fastdl.ops.eager import Observer, eager_apply
 from fastdl.ops.layout import gradient_like_input, image_layout, output_like_input
 from fastdl.ops.traced import register_ops
@@ -113,9 +114,10 @@ class FusedOperator:
                 for tensor in tensors:
                     if tensor is not None and tensor.requires_grad:
                         return self.apply_eager(kernels, observe, statics, *tensors)
-            results = kernels.forward(*tensors, *statics)
+            forward = kernels.forward if annotation.annotate is None else announced(self, FORWARD, kernels)
+            results = forward(*tensors, *statics)
         elif backend == "reference" or torch.autograd.forward_ad._current_level >= 0:
-            results = self.reference(*tensors, *statics)
+            results = announced_reference(self, FORWARD, self.reference)(*tensors, *statics)
         elif torch._C._are_functorch_transforms_active():
             results = self.transformed_function.apply(*tensors, *statics, backend)
         else:
@@ -155,6 +157,19 @@ class FusedOperator:
         self, grad_outputs: Sequence[Any], tensors: Sequence[Any], statics: tuple[Any, ...], needs: Sequence[bool]
     ) -> tuple[Tensor | None, ...]:
         """The first derivatives by the reference, themselves differentiable: the backward under ``create_graph``."""
+        if annotation.annotate is None or torch.compiler.is_compiling():
+            return self._differentiate(grad_outputs, tensors, statics, needs)
+
+        def differentiate(*_: Any) -> tuple[Tensor | None, ...]:
+            return self._differentiate(grad_outputs, tensors, statics, needs)
+
+        gradients = (*grad_outputs, *[None] * (self.outputs - len(grad_outputs)))
+        kept = (None,) * (2 if self.differentiable_statistics else 1)  # which only kernels use
+        return announced_reference(self, BACKWARD, differentiate)(*gradients, *tensors, *kept, *statics, needs)
+
+    def _differentiate(
+        self, grad_outputs: Sequence[Any], tensors: Sequence[Any], statics: tuple[Any, ...], needs: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
         wanted = [i for i in range(self.differentiable) if needs[i] and tensors[i] is not None]
         gradients: list[Tensor | None] = [None] * self.differentiable
         function = self.outputs_of(wanted, tensors, statics, len(grad_outputs))
@@ -171,9 +186,9 @@ class FusedOperator:
 
 def is_direct(input: Tensor) -> bool:
     """Whether a kernel may be called as it is: on a plain tensor, which nobody traces or transforms."""
-    return type(input) in _PLAIN_TENSORS and not torch._C._len_torch_dispatch_stack() and not _is_transformed()
+    return type(input) in _PLAIN_TENSORS and not torch._C._len_torch_dispatch_stack() and not is_transformed()
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Whether forward-mode differentiation or a ``torch.func`` transform is under way."""
     return torch.autograd.forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastdl.ops import dispatch
+from fastdl.ops.annotation import BACKWARD, FORWARD, announced, announced_reference
 
 if TYPE_CHECKING:
     from fastdl.ops.operator import FusedOperator
@@ -55,10 +56,10 @@ def _run_forward(op: FusedOperator, *arguments: Any) -> tuple[Tensor, ...]:
     input = inner[0]
     backend = dispatch.choose(op.name, request, input.device.type, input.dtype)
     if backend == "reference":
-        output, *others, statistics = op.reference(*inner)
+        output, *others, statistics = announced_reference(op, FORWARD, op.reference)(*inner)
         output = op.output_like(*inner).copy_(output)
         return (output, *(_sum(op, inner, other) for other in others), statistics)
-    output, *others, statistics = dispatch.implementation(op.name, backend).forward(*inner)
+    output, *others, statistics = announced(op, FORWARD, dispatch.implementation(op.name, backend))(*inner)
     return (output, *(_sum(op, inner, other) for other in others), statistics)
 
 
@@ -98,11 +99,13 @@ def _run_backward(op: FusedOperator, *arguments: Any) -> tuple[Tensor, ...]:
     backend = dispatch.choose(op.name, given.request, input.device.type, input.dtype)
     if backend == "reference":
         # In a thread of its own: the dispatcher's state in this one lies below autograd, which would record nothing.
-        with ThreadPoolExecutor(1) as executor:
-            gradients = executor.submit(_reference_backward, op, given).result()
+        def differentiate(*_: Any) -> list[Tensor | None]:
+            with ThreadPoolExecutor(1) as executor:
+                return executor.submit(_reference_backward, op, given).result()
+
+        gradients = announced_reference(op, BACKWARD, differentiate)(*arguments[:-1])
     else:
-        kernels = dispatch.implementation(op.name, backend)
-        gradients = kernels.backward(*arguments[:-1])
+        gradients = announced(op, BACKWARD, dispatch.implementation(op.name, backend))(*arguments[:-1])
     return _without_aliases(
         arguments,
         [

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastdl.ops import dispatch
+from fastdl.ops.annotation import FORWARD, announced
 
 if TYPE_CHECKING:
     from fastdl.ops.operator import FusedOperator
@@ -20,7 +21,7 @@ def transformed_function(op: FusedOperator) -> type[torch.autograd.Function]:
     class Transformed(torch.autograd.Function):
         @staticmethod
         def forward(*arguments: Any) -> tuple[Tensor, ...]:
-            results = dispatch.implementation(op.name, arguments[-1]).forward(*arguments[:-1])
+            results = announced(op, FORWARD, dispatch.implementation(op.name, arguments[-1]))(*arguments[:-1])
             return tuple(arguments[0].new_empty(0) if result is None else result for result in results)
 
         @staticmethod

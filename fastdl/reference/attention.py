@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastdl.reference.dropout import LEVELS, dropped_levels, keep
+from fastdl.reference.dropout import keep, scale_of_kept
 
 
 def scaled_dot_product_attention(
@@ -95,9 +95,8 @@ def attention(
     log_sum = log_sum.masked_fill(sees_nothing.squeeze(-1), -math.inf)
     if dropout_p > 0:
         assert seed is not None
-        dropped = dropped_levels(dropout_p)
         kept = keep(seed, dropout_p, places.sequence, places.head, places.row, places.column)
-        weights = weights.masked_fill(~kept, 0.0) * (LEVELS / (LEVELS - dropped) if dropped < LEVELS else 0.0)
+        weights = weights.masked_fill(~kept, 0.0) * scale_of_kept(dropout_p)
     return (weights @ v).to(query.dtype), log_sum
 
 

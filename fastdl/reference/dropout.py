@@ -1,4 +1,4 @@
-"""Dropout whose choices depend on a seed and on positions alone: every backend drops the same attention weights.
+"""Dropout whose choices depend on a seed and on positions alone: every backend drops the same values.
 
 Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3) is a function from a
 counter of four 32-bit words and a key of two to four 32-bit words that pass every test of randomness. Nothing is
@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastdl.reference.normalize import accumulation_dtype
+
 # Each word is worth two choices of 16 bits, and each call eight, for eight keys in a row: a probability is rounded to a
 # multiple of 2^-16. What is kept is scaled by the rounded probability, so that the expectation is exact.
 LEVELS = 1 << 16
@@ -18,6 +20,31 @@ CHOICES_OF_A_CALL = 8
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)  # the golden ratio, and the square root of 3 less 1
 _WORD = 0xFFFFFFFF
+
+
+def dropout(input: Tensor, residual: Tensor | None, seed: Tensor, dropout_p: float) -> Tensor:
+    r"""``residual + input * kept / (1 - p)`` (Srivastava et al. 2014, "Dropout", section 4, scaled in training).
+
+    Args:
+        input: (\*, W); W is 1 for a tensor of no dimensions.
+        residual: of the input's shape and dtype, or None.
+        seed, dropout_p: as `keep` takes them. Value j of row i, rows counted over all leading dimensions in order,
+            is that of query i % 2^32, head i // 2^32, key j and sequence 0: whatever the strides are.
+    """
+    width = input.shape[-1] if input.ndim else 1
+    rows = torch.arange(input.numel() // max(width, 1), device=input.device).unsqueeze(1)
+    columns = torch.arange(width, device=input.device)
+    kept = keep(seed.to(input.device), dropout_p, torch.zeros_like(rows), rows >> 32, rows & _WORD, columns)
+    wide = input.to(accumulation_dtype(input.dtype))
+    # A product, not a choice: NaN and infinity go through as torch lets them.
+    scaled = wide * (kept.to(wide.dtype) * scale_of_kept(dropout_p)).reshape(input.shape)
+    return (scaled if residual is None else scaled + residual).to(input.dtype)
+
+
+def scale_of_kept(dropout_p: float) -> float:
+    """What a kept value is multiplied by: 1 / (1 - p) for p as it is applied; 0 where nothing is kept."""
+    dropped = dropped_levels(dropout_p)
+    return LEVELS / (LEVELS - dropped) if dropped < LEVELS else 0.0
 
 
 def dropped_levels(dropout_p: float) -> int:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 import fastdl
-from fastdl.ops import batch_norm, group_norm
+from fastdl.ops import batch_norm, dropout, group_norm
+from fastdl.reference.dropout import keep
 from tests.support.backends import BACKENDS_UNDER_TEST
+from tests.support.dropout import seed_after
 
 pytestmark = pytest.mark.gpu
 
@@ -121,3 +123,20 @@ def test_sums_over_more_than_two_to_the_31_values(channels_last: bool, backend: 
         gradients[0].double(), count * variances / (variances + 1e-5).sqrt(), rtol=1e-4, atol=1.0
     )
     torch.testing.assert_close(gradients[1].double(), count * means, rtol=1e-4, atol=count * 1e-6)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("width", [1, 7, 8])
+def test_dropout_beyond_two_to_the_31(width: int, channels_last: bool, backend: str) -> None:
+    """The choices of the last image are those of its rows; of one value, there are more rows than 32 bits count."""
+    images = (2 * BEYOND if width == 1 else BEYOND) // (64 * 128 * width) + 2
+    need_memory((images, 64, 128, width), torch.bfloat16)
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.empty((images, 64, 128, width), dtype=torch.bfloat16, device="cuda", memory_format=form).fill_(1)
+    seed = seed_after(1)
+    torch.manual_seed(1)
+    output = dropout(x, 0.5)
+    for image in (0, images // 2, images - 1):
+        rows = torch.arange(image * 64 * 128, (image + 1) * 64 * 128)[:, None]
+        kept = keep(seed, 0.5, torch.zeros_like(rows), rows >> 32, rows & 0xFFFFFFFF, torch.arange(width))
+        assert torch.equal(output[image].cpu().double(), 2 * kept.double().view(64, 128, width))

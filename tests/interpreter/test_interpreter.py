@@ -38,6 +38,10 @@ def test_every_path_of_the_norms_over_rows(tmp_path: Path) -> None:
     check(tmp_path, 240, "tests/interpreter/row_norm_paths.py")
 
 
+def test_every_path_of_dropout(tmp_path: Path) -> None:
+    check(tmp_path, 75, "tests/interpreter/dropout_paths.py")
+
+
 @pytest.mark.parametrize(
     ("part", "least"),
     [

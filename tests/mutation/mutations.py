@@ -11,6 +11,7 @@ from tests.mutation import (
     mutations_cpu,
     mutations_cpu_convolution,
     mutations_cuda,
+    mutations_dropout,
     mutations_nn,
     mutations_triton,
 )
@@ -20,6 +21,7 @@ MUTATIONS: list[Mutation] = [
     *mutations_nn.MUTATIONS,
     *mutations_cpu.MUTATIONS,
     *mutations_cpu_convolution.MUTATIONS,
+    *mutations_dropout.MUTATIONS,
     *mutations_triton.MUTATIONS,
     *mutations_cuda.MUTATIONS,
     *mutations_convolution.MUTATIONS,

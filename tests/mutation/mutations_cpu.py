@@ -165,7 +165,12 @@ MUTATIONS = [
         "uint32_t(row + r), uint32_t(head)",
         "uint32_t(row), uint32_t(head)",
     ),
-    Mutation("dropout_of_another_head", "csrc/cpu/attention_dropout.h", "c[2][i] = place.head;", "c[2][i] = 0;"),
+    Mutation(
+        "dropout_of_another_head",
+        "csrc/cpu/attention_dropout.h",
+        "words.word[2][i] = place.head;",
+        "words.word[2][i] = 0;",
+    ),
     Mutation(
         "wrong_row_of_output",
         "csrc/cpu/attention_gradient_rows.h",

@@ -178,4 +178,63 @@ MUTATIONS = [
         "(all_heads ? int(attention.heads) : own_head + 1)",
         "(own_head + 1)",
     ),
+    # dropout in CUDA C++
+    Mutation("cuda_round_of_philox", "csrc/cuda/philox.cuh", "round < 10;", "round < 9;"),
+    Mutation(
+        "cuda_dropout_of_another_word",
+        "csrc/cuda/dropout.cuh",
+        "words[i / 2] << 16 : words[i / 2])",
+        "words[i / 2] << 16 : words[(i / 2) ^ 1])",
+    ),
+    Mutation(
+        "cuda_dropout_of_rows_above_32_bits",
+        "csrc/cuda/dropout.cuh",
+        "words[2] = uint32_t(uint64_t(row) >> 32);",
+        "words[2] = 0;",
+    ),
+    Mutation(
+        "cuda_dropout_seed_of_the_host",
+        "csrc/cuda/dropout.cuh",
+        "call.seed_on_device ? uint64_t(*call.seed_on_device) : call.seed;",
+        "call.seed;",
+    ),
+    Mutation(
+        "cuda_dropout_scale",
+        "csrc/cuda/dropout.cu",
+        "65536.0f / float(65536 - given.dropped)",
+        "65536.0f / float(65535 - given.dropped)",
+    ),
+    Mutation("cuda_dropout_next_row", "csrc/cuda/dropout.cu", "      ++row;\n", ""),
+    Mutation(
+        "cuda_dropout_not_exchanged", "csrc/cuda/dropout.cu", "(half ? own : other) >>", "(half ? other : own) >>"
+    ),
+    Mutation("cuda_dropout_vectors_at_8_bytes", "csrc/cuda/dropout.cu", "addresses % 16 == 0", "addresses % 8 == 0"),
+    Mutation(
+        "cuda_dropout_ragged_end",
+        "csrc/cuda/dropout.cu",
+        "if (rest < 8) bits &=",
+        "if (rest < 7) bits &=",
+    ),
+    Mutation("cuda_dropout_beyond_the_bits", "csrc/cuda/dropout.cu", "if (next && word + 1 < words)", "if (next)"),
+    Mutation(
+        "cuda_dropout_missing_barrier",
+        "csrc/cuda/dropout.cu",
+        "  load_round(0);\n  device::block_barrier();\n",
+        "  load_round(0);\n",
+    ),
+    Mutation(
+        "cuda_dropout_order_of_channels", "csrc/cuda/dropout.cu", "i < V; ++i, row += call.lines", "i < V; ++i, ++row"
+    ),
+    Mutation(
+        "cuda_dropout_narrow_division",
+        "csrc/cuda/dropout.cu",
+        "call.narrow = values < int64_t(1) << 31;",
+        "call.narrow = values < int64_t(1) << 33;",
+    ),
+    Mutation(
+        "cuda_dropout_of_strides_that_are_not_read",
+        "csrc/cuda/bindings_dropout.cpp",
+        "if (geometry.in_place(given)) return given;",
+        "return given;",
+    ),
 ]

@@ -38,6 +38,9 @@ SUITES = (
     Suite("kernels/attention", ("tests/interpreter/test_interpreter.py", "-k", "attention")),
     Suite("kernels/philox", ("tests/interpreter/test_interpreter.py", "-k", "attention")),
     Suite("csrc/cuda/attention", ("tests/simt/test_attention.py",)),
+    Suite("csrc/cuda/dropout", ("tests/simt/test_dropout.py",)),
+    Suite("csrc/cuda/philox", ("tests/simt/test_dropout.py",)),
+    Suite("csrc/cuda/bindings_dropout", ("tests/native/test_cuda_bindings.py",)),
     *(
         Suite(
             beginning,
@@ -50,6 +53,17 @@ SUITES = (
         Suite(beginning, ("tests/ops/test_cpu_convolution.py",), needs_cpu_library=True)
         for beginning in ("csrc/cpu/convolution", "csrc/bindings_convolution")
     ),
+    *(
+        Suite(beginning, ("tests/ops/test_dropout.py", "-k", "not reference"), needs_cpu_library=True)
+        for beginning in (
+            "csrc/cpu/dropout",
+            "csrc/cpu/philox",
+            "csrc/dropout_tensors",
+            "csrc/bindings_dropout",
+            "fastdl/ops/dropout",
+        )
+    ),
+    Suite("kernels/dropout", ("tests/interpreter/test_interpreter.py", "-k", "path_of_dropout")),
     Suite("kernels/row_norm", ("tests/interpreter/test_interpreter.py", "-k", "norms_over_rows")),
     Suite("csrc/cuda/row_norm", ("tests/simt/test_row_norms.py",)),
     Suite("csrc/cuda/bindings_row_norms", ("tests/native/test_cuda_bindings.py",)),

@@ -65,6 +65,8 @@ struct Start {
 //
 #include "cuda/bindings_attention.cpp"
 //
+#include "cuda/bindings_dropout.cpp"
+//
 #include "cuda/bindings_norm_act_conv.cpp"
 //
 #include "cuda/bindings_row_norms.cpp"

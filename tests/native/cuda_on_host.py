@@ -18,7 +18,9 @@ import torch
 
 import fastdl
 from fastdl.ops import dispatch
+from fastdl.ops.layout import output_like
 from fastdl.reference.attention import attention as attention_by_definition
+from fastdl.reference.dropout import dropout as dropout_by_definition
 from fastdl.reference.norm_act_conv import norm_act_conv_with_statistics
 from tests.ops import test_attention_properties
 from tests.support import (
@@ -26,6 +28,7 @@ from tests.support import (
     attention_cases,
     backends,
     batch_norm,
+    dropout,
     group_norm,
     norm_act_conv,
     problems,
@@ -65,6 +68,13 @@ def main(library: str) -> int:
         if each.numbers <= LARGEST_WEIGHTS:
             report(f"attention {each.name}", partial(attention.check_parity, each, torch.bfloat16, "cuda"))
             ran["attention"] = ran.get("attention", 0) + 1
+    for one in dropout.CASES if rows else ():
+        # In both widths of values: whether vectors can be had is for the bindings' pointers to say.
+        for dtype in (torch.float32, torch.float16):
+            if dtype in one.dtypes:
+                row = f"dropout {one.name} {backends.short(dtype)}"
+                report(row, partial(dropout.check_parity, one, dtype, "cuda"))
+                ran["dropout"] = ran.get("dropout", 0) + 1
     guards, streams = torch.ops.fastdl_cuda_on_host.guards_and_streams(torch.zeros(1))
     print(json.dumps({"ran": ran, "guards": guards, "streams": streams}))
     return 0
@@ -276,6 +286,34 @@ def row_norms_of_float64_are_an_error() -> None:
             load(op).forward(x, None, *nothing, 1, 1e-5)
 
 
+def dropout_chooses_by_shape_and_seed_alone() -> None:
+    """Whatever the strides, read in place or copied; 64 bits of the seed and the probability as it is rounded."""
+    forward = load("dropout").forward
+    for seed in (torch.tensor([-3]), torch.tensor(1 << 40), torch.tensor([[12345]])):
+        image, added = torch.randn(2, 2, 20, 5, 9)
+        forms = {
+            "contiguous": image,
+            "channels_last": image.contiguous(memory_format=torch.channels_last),
+            "transposed": image.transpose(1, 3).contiguous().transpose(1, 3),
+            "sliced": image.repeat(1, 1, 1, 2)[..., :9],
+            "shifted": torch.cat([torch.zeros(1), image.flatten()])[1:].view_as(image),
+        }
+        truth = dropout_by_definition(image, added, seed, 0.3)
+        for name, x in forms.items():
+            for residual in (added, added.contiguous(memory_format=torch.channels_last), added.transpose(2, 3).mT):
+                output = forward(x, residual, seed, 0.3)
+                torch.testing.assert_close(output, truth, msg=name)
+                assert output.stride() == output_like(x).stride(), name
+        # Halves between two levels go to the even one.
+        for p in (0.5 / 65536, 1.5 / 65536, 2.5 / 65536, 1.0):
+            torch.testing.assert_close(forward(image, None, seed, p), dropout_by_definition(image, None, seed, p))
+
+
+def dropout_of_float64_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="float32, float16 and bfloat16"):
+        load("dropout").forward(torch.randn(3, 4).double(), None, torch.tensor([1]), 0.5)
+
+
 CONVOLUTIONS = {
     "pointwise": ((8, 6, 1, 1), (1, 1), (0, 0), (1, 1), 1),
     "pointwise_stride": ((5, 6, 1, 1), (2, 1), (0, 0), (1, 1), 1),
@@ -381,6 +419,8 @@ CHECKS: dict[str, Callable[[], object]] = {
         row_norms_read_parameters_of_any_strides_and_dtype,
         row_norms_of_rows_that_lie_anywhere,
         row_norms_of_float64_are_an_error,
+        dropout_chooses_by_shape_and_seed_alone,
+        dropout_of_float64_is_an_error,
         convolutions_of_normalised_tensors_are_those_of_the_definition,
         known_statistics_of_a_convolutions_input_are_used,
         convolutions_without_kernels_are_refused,

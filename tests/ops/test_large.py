@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 import fastdl
-from fastdl.ops import batch_norm, group_norm
+from fastdl.ops import batch_norm, dropout, group_norm
+from fastdl.reference.dropout import keep
 from tests.support.backends import BACKENDS_UNDER_TEST
+from tests.support.dropout import seed_after
 
 BEYOND = 2**31 + 4096
 
@@ -111,4 +113,27 @@ def test_more_than_two_to_the_31_elements(op: str, channels_last: bool) -> None:
         expected = torch.relu((values - means) / deviations)
         torch.testing.assert_close(y[..., part].double(), expected, rtol=1e-2, atol=1e-2)
     del y
+    fastdl.cpu_pool(clear=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("width", [8, 1])
+def test_dropout_of_more_rows_than_32_bits_count(width: int) -> None:
+    """2**31 + 4096 values, and as many rows as 33 bits count: the choices at the end are those of the last rows."""
+    rows = 2**32 + 4096 if width == 1 else (2**31 + 4096) // width
+    if available_memory() < 1.3 * rows * width * 2:
+        pytest.skip(f"needs {1.3 * rows * width * 2 / 2**30:.0f} GiB of free memory")
+    x = sparse(rows * width, torch.bfloat16).view(rows, width)
+    x[-4096:] = 1
+    seed = seed_after(1)
+    torch.manual_seed(1)
+    fastdl.cpu_pool(clear=True)
+    output = dropout(x, 0.5)
+    last = torch.arange(rows - 4096, rows)[:, None]
+    kept = keep(seed, 0.5, torch.zeros_like(last), last >> 32, last & 0xFFFFFFFF, torch.arange(width))
+    assert torch.equal(output[-4096:].double(), 2 * kept.double())
+    assert not output[:4096].any()
+    del output
     fastdl.cpu_pool(clear=True)

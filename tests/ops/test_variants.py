@@ -20,12 +20,12 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = [
     "tests/ops/test_group_norm.py", "tests/ops/test_batch_norm.py", "tests/ops/test_activations.py",
     "tests/ops/test_attention.py", "tests/ops/test_attention_varlen.py",
-    "tests/ops/test_cpu_convolution.py",
+    "tests/ops/test_cpu_convolution.py", "tests/ops/test_dropout.py",
 ]  # fmt: skip
 # Odd sizes, both layouts, all dtypes, activations, accuracy at a large mean: what depends on the vectors' width.
 CORE = (
     "cpu and not reference and (sweep or shifted or residual or special or (positions and float32) or test_attention"
-    " or test_cpu_convolution)"
+    " or test_cpu_convolution or test_dropout)"
 )
 
 VARIANTS = {
