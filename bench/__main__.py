@@ -6,86 +6,72 @@ import argparse
 import datetime
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 import fastdl
-from fastdl.ops import dispatch
 
-from . import ceilings, choose, machine, neighbours, registry, report, results, table, training
-from .cases import LAYOUT_LABELS, Benchmark, Case, select
-from .gpu import GPU, GPU_QUICK, TIME_LIMIT
+from . import ceilings, choose, compare, estimate, machine, neighbours, peers, registry, report, results, training
+from .cases import Benchmark, Case, select
+from .gpu import GPU, GPU_QUICK
 from .harness import Settings
-from .run import Outcome, Progress, run_cases
-from .summary import added_to_parts, call_overhead, summarise
+from .options import (
+    checked_device,
+    completed,
+    default_output_dir,
+    make_parser,
+    pool_states,
+    selection,
+    share_of_time,
+    suffix,
+    time_limit_of,
+)
+from .printing import heading, show
+from .records import GRAPH, CaseRecord
+from .resume import Earlier, earlier
+from .run import Progress, run_cases
 from .timing import FULL, QUICK, Effort, timer_for
 
-POOLS = {"on": ("on",), "off": ("off",), "both": ("on", "off")}
 INTERRUPTED = 130
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench",
-        description="Times fastdl's ops beside eager torch, torch.compile and other packages, and beside the machine's "
-        "own limit. Results are printed, and kept as JSON.",
-        epilog="`python -m bench training` times whole steps of a network, `python -m bench neighbours` what fusing an "
-        "op's neighbours could bring. `python -m bench report` writes the "
-        "measured tables into the texts, `python -m bench choose` the table of what `auto` takes on a GPU (see their "
-        "`--help`).",
-    )
-    parser.add_argument(
-        "operators",
-        nargs="*",
-        metavar="OP",
-        help=f"{', '.join(registry.names())}, or norms for the four norms; all if none is named",
-    )
-    parser.add_argument(
-        "--shapes", choices=("full", "quick"), default="full", help="every shape, or a few that take a minute"
-    )
-    parser.add_argument(
-        "--layout", choices=(*LAYOUT_LABELS, "both"), default="both",
-        help="memory layout: nchw or channels_last for images, separate or packed for attention",
-    )  # fmt: skip
-    parser.add_argument("--dtype", default="all", help="float32, bfloat16, ... or all (default)")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads; torch's own choice if not given")
-    parser.add_argument(
-        "--pool", choices=tuple(POOLS), default="both", help="the CPU output pool; both: large cases with and without"
-    )
-    parser.add_argument(
-        "--no-compile", action="store_true", help="leave torch.compile out, which takes most of the time"
-    )
-    parser.add_argument(
-        "--time-limit", type=float, metavar="SECONDS",
-        help=f"start no case that would end after this; {TIME_LIMIT:.0f} on a GPU if not given",
-    )  # fmt: skip
-    parser.add_argument("--output-dir", type=Path, default=None, help="where the JSON goes; bench/results if not given")
-    return parser
+def pictures_main(argv: list[str]) -> int:
+    """Imported where it is asked for: it needs matplotlib."""
+    from . import pictures
+
+    return pictures.main(argv)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "report": report.main,
+    "pictures": pictures_main,
+    "training": training.main,
+    "neighbours": neighbours.main,
+    "choose": choose.main,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status.
 
-    0; 1 where ours gave a wrong answer or a results file cannot be used; 2 for a wrong option; 130 if interrupted.
+    0; 1 where ours gave a wrong answer, became slower (``--compare``), or a results file cannot be used; 2 for a wrong
+    option; 130 if interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["report"]:
-        return report.main(arguments[1:])
-    if arguments[:1] == ["training"]:
-        return training.main(arguments[1:])
-    if arguments[:1] == ["neighbours"]:
-        return neighbours.main(arguments[1:])
-    if arguments[:1] == ["choose"]:
-        return choose.main(arguments[1:])
+    if arguments and arguments[0] in COMMANDS:
+        return COMMANDS[arguments[0]](arguments[1:])
     parser = make_parser()
     options = parser.parse_args(arguments)
+    if options.compare is not None:
+        return compare.main(options.compare, options.operators)
     try:
         benchmarks = [registry.load(name) for name in registry.expanded(options.operators)]
         device = checked_device(options.device)
+        completed(options, device)
         chosen = [
             (
                 benchmark,
@@ -97,6 +83,8 @@ def main(argv: list[str] | None = None) -> int:
         ]
         if options.threads is not None and options.threads < 1:
             raise ValueError(f"--threads must be at least 1; got {options.threads}")
+        if options.max_autotune and options.no_compile:
+            raise ValueError("--max-autotune and --no-compile exclude each other; got both")
     except ValueError as error:
         parser.error(str(error))
     try:
@@ -105,6 +93,17 @@ def main(argv: list[str] | None = None) -> int:
     except results.ResultsError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An op that is to be measured: its cases, its run's circumstances, what is done already, the seconds left."""
+
+    benchmark: Benchmark
+    cases: Sequence[Case]
+    run: results.Run
+    earlier: Earlier
+    seconds: float
 
 
 def _run_all(
@@ -123,18 +122,61 @@ def _run_all(
     bandwidth = ceilings.memory_copy_bandwidth(device, timer)
     dtypes = dict.fromkeys(case.dtype for _, cases in chosen for case in cases)
     rates = {name: ceilings.matrix_rate(device, getattr(torch, name), timer) for name in dtypes}
-    settings = Settings(
-        device=device,
-        effort=effort_for(device, quick=options.shapes == "quick"),
-        compile=not options.no_compile,
-        pools=pools,
-        matrix_rates=rates,
-    )
-    status = 0
+    plans = _plans(options, device, chosen, path, pools, bandwidth, rates, load)
     limit = time_limit_of(options, device)
-    for number, (benchmark, cases) in enumerate(chosen):
-        share = None if limit is None else share_of_time(limit - (time.monotonic() - began), len(chosen) - number)
-        pool = fastdl.cpu_pool()
+    _announce(plans, limit)
+    status = 0
+    for number, plan in enumerate(plans):
+        remaining = None if limit is None else limit - (time.monotonic() - began)
+        share = None if remaining is None else share_of_time(remaining, [rest.seconds for rest in plans[number:]])
+        # A run that is taken up again keeps the rates by which its first cases' floors were reckoned.
+        rates = {**plan.run.matrix_rates, **(plan.earlier.run.matrix_rates if plan.earlier.run else {})}
+        settings = Settings(
+            device=device,
+            effort=effort_for(device, quick=options.shapes == "quick"),
+            compile=not options.no_compile,
+            autotune=options.max_autotune,
+            pools=pools,
+            matrix_rates=rates,
+        )
+        run = plan.earlier.run or plan.run
+        print(heading(plan.benchmark, device, run, pools))
+        outcome = run_cases(
+            plan.benchmark, plan.cases, settings, run, path=path, machine=machine.describe(device),
+            time_limit=share, progress=Progress(len(plan.cases)), earlier=plan.earlier.records,
+        )  # fmt: skip
+        show(outcome, path)
+        if _ours_is_wrong(outcome.records):
+            status = 1
+        if outcome.interrupted:
+            return INTERRUPTED
+    return status
+
+
+def _ours_is_wrong(records: Sequence[CaseRecord]) -> bool:
+    return any("ours" in record.rejected for record in records)
+
+
+def _plans(
+    options: argparse.Namespace,
+    device: torch.device,
+    chosen: Sequence[tuple[Benchmark, Sequence[Case]]],
+    path: Path,
+    pools: tuple[str | None, ...],
+    bandwidth: float,
+    rates: dict[str, float],
+    load: float | None,
+) -> list[Planned]:
+    """The ops that are still to be measured, each with what an interrupted run has left of it."""
+    content = results.read(path)
+    effort = effort_for(device, quick=options.shapes == "quick")
+    effort_share = effort.seconds / effort_for(device, quick=False).seconds
+    committed = machine.BENCH / "results"
+    table = estimate.from_folder(committed, machine.slug(device), [benchmark.name for benchmark, _ in chosen])
+    states = (*pools, GRAPH) if device.type == "cuda" else pools
+    pool = fastdl.cpu_pool()
+    plans = []
+    for benchmark, cases in chosen:
         run = results.Run(
             operator=benchmark.name,
             title=benchmark.title,
@@ -142,88 +184,46 @@ def _run_all(
             commit=machine.commit(),
             versions=machine.versions(),
             threads=torch.get_num_threads(),
-            selection={name: getattr(options, name) for name in ("shapes", "layout", "dtype", "pool")},
+            selection=selection(options),
             memory_copy_bandwidth=bandwidth,
             matrix_rates=rates,
             overhead_size=benchmark.overhead_size,
             load_average_before=load,
             cpu_pool_limit_bytes=pool.limit if pools != (None,) else None,
+            not_installed=peers.not_installed(benchmark.peers, device.type),
         )
-        print(heading(benchmark, device, run, pools))
-        outcome = run_cases(
-            benchmark, cases, settings, run,
-            path=path, machine=machine.describe(device), time_limit=share, progress=Progress(len(cases)),
-        )  # fmt: skip
-        show(outcome, path)
-        if any("ours" in record.rejected for record in outcome.records):
-            status = 1
-        if outcome.interrupted:
-            return INTERRUPTED
-    return status
+        found = earlier(content, run, cases) if options.resume else Earlier()
+        if found.note:
+            print(f"bench: {found.note}", file=sys.stderr)
+        if found.finished:
+            continue
+        done = {record.case.key for record in found.records}
+        left = [case for case in cases if case.key not in done]
+        seconds = estimate.seconds_of(benchmark.name, left, states, table, effort_share)
+        plans.append(Planned(benchmark, cases, run, found, seconds))
+    return plans
+
+
+def _announce(plans: Sequence[Planned], limit: float | None) -> None:
+    """How long it will take, before it does."""
+    if not plans:
+        print("bench: nothing is left to measure.", file=sys.stderr)
+        return
+    count = sum(len(plan.cases) - len(plan.earlier.records) for plan in plans)
+    text = f"bench: {count} cases, about {minutes(sum(plan.seconds for plan in plans))} by earlier results"
+    text += f"; ends within {minutes(limit)}" if limit is not None else ""
+    print(text + ": " + ", ".join(f"{plan.benchmark.name} {minutes(plan.seconds)}" for plan in plans), file=sys.stderr)
+
+
+def minutes(seconds: float) -> str:
+    """``45 s``, ``12 min``."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def effort_for(device: torch.device, *, quick: bool) -> Effort:
     if device.type == "cuda":
         return GPU_QUICK if quick else GPU
     return QUICK if quick else FULL
-
-
-def time_limit_of(options: argparse.Namespace, device: torch.device) -> float | None:
-    """Seconds for the whole command, or None where there is no limit."""
-    if options.time_limit is not None:
-        return float(options.time_limit)
-    return TIME_LIMIT if device.type == "cuda" else None
-
-
-def share_of_time(remaining: float, ops: int) -> float:
-    """What the next of so many ops may take: what one leaves over is the others'."""
-    return max(0.0, remaining) / ops
-
-
-def checked_device(name: str) -> torch.device:
-    """The device; raises ValueError for one that is unknown or not there."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device must be cpu, cuda or cuda:N; got {name!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device must be cpu, cuda or cuda:N; got {name!r}")
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise ValueError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here")
-    return device
-
-
-def pool_states(option: str, device: torch.device) -> tuple[str | None, ...]:
-    """The states of the CPU output pool to measure; (None,) on a GPU and without the native library: no pool there."""
-    if device.type != "cpu" or dispatch.choose("group_norm", dispatch.requested(), "cpu", torch.float32) != "cpu":
-        return (None,)
-    return POOLS[option]
-
-
-def default_output_dir() -> Path:
-    """``bench/results`` of the checkout, or of the current folder where the package is installed."""
-    in_checkout = (machine.CHECKOUT / "pyproject.toml").is_file()
-    return (machine.BENCH if in_checkout else Path("bench")) / "results"
-
-
-def suffix(options: argparse.Namespace, device: torch.device) -> str:
-    """What tells this run's file from that of a full run: a narrower one must not take a full one's place."""
-    parts = []
-    if options.shapes != "full":
-        parts.append(options.shapes)
-    if options.layout != "both":
-        parts.append(options.layout.replace("_", "-"))
-    if options.dtype != "all":
-        parts.append(options.dtype)
-    if options.pool != "both" and device.type == "cpu":
-        parts.append(f"pool-{options.pool}")
-    if options.no_compile:
-        parts.append("no-compile")
-    if options.threads is not None:
-        parts.append(f"{options.threads}-thread{'' if options.threads == 1 else 's'}")
-    if dispatch.requested() != "auto":
-        parts.append(dispatch.requested())
-    return "".join(f"-{part}" for part in parts)
 
 
 @contextmanager
@@ -235,58 +235,6 @@ def threads(number: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def heading(benchmark: Benchmark, device: torch.device, run: results.Run, pools: tuple[str | None, ...]) -> str:
-    """What stands above the table: machine, software, ceilings."""
-    request = dispatch.requested()
-    backend = dispatch.choose(benchmark.serving_op, request, device.type, torch.float32)
-    described = machine.describe(device)
-    place = str(described["name"])
-    if device.type == "cpu":
-        place += f", {run.threads} thread{'' if run.threads == 1 else 's'}, {described['instructions']}"
-    rates = ", ".join(f"{name} products {rate / 1e9:.0f} GFLOP/s" for name, rate in run.matrix_rates.items())
-    lines = [
-        f"\n{benchmark.title}: {place}; torch {run.versions['torch']}; ours on backend {backend!r}",
-        f"measured here: copying memory {run.memory_copy_bandwidth / 1e9:.1f} GB/s, {rates}",
-    ]
-    if pools == (None,) and device.type == "cpu":
-        lines.append(
-            f"no output pool: ours runs on {backend!r} ({dispatch.status('cpu').reason or 'asked for by name'})"
-        )
-    return "\n".join(lines)
-
-
-def show(outcome: Outcome, path: Path) -> None:
-    """Prints the table, what was left out and why, the means, and where the JSON lies."""
-    rows = [row for record in outcome.records for row in table.case_rows(record)]
-    if rows:
-        table.print_table(table.HEADER, rows, sys.stdout)
-        print("other: the fastest of the rest; floor: least bytes at the speed of a copy in the same rounds; "
-              "saved: bytes kept\nfor backward, ours to eager; ±: interquartile range of ours.\n")  # fmt: skip
-        table.print_table(table.SUMMARY_HEADER, table.summary_rows(summarise(outcome.records)), sys.stdout)
-    by_backend = table.backend_rows(outcome.records)
-    if by_backend:
-        print("Ours, by backend:")
-        table.print_table(table.BACKEND_HEADER, by_backend, sys.stdout)
-    for record, measurement, taken in call_overhead(outcome.records, outcome.run.overhead_size):
-        print(
-            f"call overhead at {record.case.label} {LAYOUT_LABELS[record.case.layout]}, {measurement.pass_name}: "
-            f"{taken * 1e6:+.1f} microseconds over eager"
-        )
-    for added in added_to_parts(outcome.records):
-        print(
-            f"added to the {added.part} alone, {LAYOUT_LABELS[added.layout]} {added.dtype}, {added.pass_name}: "
-            f"{added.contender} {added.median:+.1%} (most {added.most:+.1%})"
-        )
-    for record in outcome.records:
-        for name, reason in record.rejected.items():
-            print(f"not timed: {name} at {record.case.key}: {reason}")
-    if outcome.stopped:
-        print(f"Stopped early: {outcome.stopped}.")
-    if outcome.records:
-        print(f"Results: {path}" + (' (under "unfinished")' if outcome.stopped else ""))
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

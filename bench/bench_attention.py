@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,20 +11,19 @@ from torch import Tensor
 import fastdl
 from fastdl.reference.attention import scaled_dot_product_attention as definition
 
-from .attention_peers import cudnn, efficient, flash, flex
+from .attention_peers import BIAS, CAUSAL, PADDING, peers
 from .cases import ATTENTION_LAYOUTS, DTYPES, Benchmark, Case, Function
 from .counting import Work, attention_backward, attention_forward
-from .peers import Peer
 
 HALF = ("float32", "bfloat16")
-# What a case has beside query, key and value: `causal`; `padding`, a boolean mask of keys, the last quarter of every
-# second sample; `bias`, a learned addend for each head and pair of positions.
-CAUSAL, PADDING, BIAS = "causal", "padding", "bias"
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One (N, H, L, E) and where it comes from; ``quick`` puts it into the short selection."""
+    """One (N, H, L, E) and where it comes from.
+
+    ``quick`` puts it into the short selection, ``extra`` leaves it to ``--shapes full``.
+    """
 
     size: tuple[int, int, int, int]
     network: str
@@ -33,19 +31,20 @@ class Shape:
     quick: bool = False
     dtypes: tuple[str, ...] = HALF
     layouts: tuple[str, ...] = ATTENTION_LAYOUTS
+    extra: bool = False
 
 
 SHAPES = (
     Shape((16, 6, 65, 64), "ViT-S/4 at 32x32", quick=True),
     Shape((4, 12, 197, 64), "ViT-B/16 at 224x224", quick=True),
-    Shape((8, 12, 128, 64), "BERT-base, 128 tokens"),
+    Shape((8, 12, 128, 64), "BERT-base, 128 tokens", extra=True),
     Shape((1, 12, 1024, 64), "GPT-2, 1024 tokens", CAUSAL),
     Shape((8, 12, 128, 64), "BERT-base, padded", PADDING, layouts=("packed",)),
     Shape((2, 8, 256, 64), "T5, relative positions", BIAS, layouts=("packed",), dtypes=("float32",)),
-    Shape((4, 8, 197, 32), "small heads", layouts=("packed",)),
+    Shape((4, 8, 197, 32), "small heads", layouts=("packed",), extra=True),
     Shape((4, 16, 257, 80), "ViT-H/14 at 224x224", layouts=("packed",)),
-    Shape((2, 8, 256, 96), "Swin-like heads", layouts=("packed",)),
-    Shape((1, 8, 512, 128), "LLM heads", CAUSAL, layouts=("packed",)),
+    Shape((2, 8, 256, 96), "Swin-like heads", layouts=("packed",), extra=True),
+    Shape((1, 8, 512, 128), "LLM heads", CAUSAL, layouts=("packed",), extra=True),
     Shape((2, 2, 16, 16), "a small call", quick=True, dtypes=("float32",)),
 )
 
@@ -67,7 +66,7 @@ GPU_SHAPES = (
 def expand(shapes: tuple[Shape, ...]) -> tuple[Case, ...]:
     """Every shape in its layouts and dtypes, float32 first."""
     return tuple(
-        Case(s.size, layout, dtype, "identity", s.network, None, s.quick and dtype == "float32", s.variant)
+        Case(s.size, layout, dtype, "identity", s.network, None, s.quick and dtype == "float32", s.variant, s.extra)
         for dtype in DTYPES
         for s in shapes
         if dtype in s.dtypes
@@ -78,7 +77,7 @@ def expand(shapes: tuple[Shape, ...]) -> tuple[Case, ...]:
 def expand_in_turns(shapes: tuple[Shape, ...]) -> tuple[Case, ...]:
     """Half precision first, as networks are trained on a GPU, shape by shape."""
     return tuple(
-        Case(s.size, layout, dtype, "identity", s.network, None, s.quick, s.variant)
+        Case(s.size, layout, dtype, "identity", s.network, None, s.quick, s.variant, s.extra)
         for dtype in ("bfloat16", "float32")
         for s in shapes
         if dtype in s.dtypes
@@ -150,11 +149,6 @@ def backward_work(case: Case) -> Work:
     return attention_backward(case.tensor_bytes, case.size, _pairs(case))
 
 
-def _peers() -> Iterator[Peer]:
-    for name, load in (("flash", flash), ("cudnn", cudnn), ("efficient", efficient), ("flex", flex)):
-        yield Peer(name, lambda load=load: load, devices=frozenset({"cuda"}))  # type: ignore[misc]
-
-
 BENCHMARK = Benchmark(
     name="attention",
     title="Attention",
@@ -163,7 +157,7 @@ BENCHMARK = Benchmark(
     ours=ours,
     eager=eager,
     truth=truth,
-    peers=tuple(_peers()),
+    peers=tuple(peers()),
     forward_work=forward_work,
     backward_work=backward_work,
     overhead_size=(2, 2, 16, 16),

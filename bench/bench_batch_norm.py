@@ -18,14 +18,14 @@ MOMENTUM, EPS = 0.1, 1e-5
 PARAMETER_BYTES = 4
 
 SHAPES = (
-    Shape((128, 16, 32, 32), "CIFAR ResNet-20, stage 1"),
+    Shape((128, 16, 32, 32), "CIFAR ResNet-20, stage 1", extra=True),
     Shape((128, 64, 32, 32), "CIFAR ResNet-18, stage 1", dtypes=HALF),
     Shape((128, 128, 16, 16), "CIFAR ResNet-18, stage 2", quick=True),
-    Shape((128, 256, 8, 8), "CIFAR ResNet-18, stage 3"),
-    Shape((128, 512, 4, 4), "CIFAR ResNet-18, stage 4"),
-    Shape((16, 64, 112, 112), "ResNet-50, stem"),
+    Shape((128, 256, 8, 8), "CIFAR ResNet-18, stage 3", extra=True),
+    Shape((128, 512, 4, 4), "CIFAR ResNet-18, stage 4", extra=True),
+    Shape((16, 64, 112, 112), "ResNet-50, stem", extra=True),
     Shape((16, 256, 56, 56), "ResNet-50, stage 1"),
-    Shape((16, 512, 28, 28), "ResNet-50, stage 2"),
+    Shape((16, 512, 28, 28), "ResNet-50, stage 2", extra=True),
     Shape((16, 1024, 14, 14), "ResNet-50, stage 3", quick=True, dtypes=HALF),
     Shape((2, 64, 8, 8), "batch of 2, 8x8", quick=True),
 )
@@ -87,11 +87,11 @@ def truth(case: Case) -> Function:
 def forward_work(case: Case) -> Work:
     """As any normalisation, and the running statistics are read and written."""
     channel_bytes = case.size[1] * PARAMETER_BYTES
-    return norm_forward(case.tensor_bytes, channel_bytes, case.size[1]) + Work(4 * channel_bytes)
+    return norm_forward(case.tensor_bytes, channel_bytes, case.size[1], case.elements) + Work(4 * channel_bytes)
 
 
 def backward_work(case: Case) -> Work:
-    return norm_backward(case.tensor_bytes, case.size[1] * PARAMETER_BYTES, case.size[1])
+    return norm_backward(case.tensor_bytes, case.size[1] * PARAMETER_BYTES, case.size[1], case.elements)
 
 
 BENCHMARK = Benchmark(

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 import fastdl
 from fastdl.nn.folded_conv import FoldedConvAct, folded
 
-from .cases import Benchmark, Case, Function, Shape, expand
+from . import onnx_peers
+from .cases import Benchmark, Case, Function, Shape, expand, expand_in_turns
 from .counting import Work, convolution_backward, convolution_forward, norm_backward, norm_forward
 from .peers import Peer
 
@@ -36,13 +37,27 @@ KERNELS = {
 SHAPES = (
     Shape((64, 64, 32, 32), "CIFAR ResNet-18, stage 1", dtypes=HALF),
     Shape((64, 128, 16, 16), "CIFAR ResNet-18, stage 2", quick=True, dtypes=HALF),
-    Shape((64, 256, 8, 8), "CIFAR ResNet-18, stage 3"),
-    Shape((64, 512, 4, 4), "CIFAR ResNet-18, stage 4"),
-    Shape((8, 64, 56, 56), "ResNet-50, stage 1"),
-    Shape((8, 128, 28, 28), "ResNet-50, stage 2"),
+    Shape((64, 256, 8, 8), "CIFAR ResNet-18, stage 3", extra=True),
+    Shape((64, 512, 4, 4), "CIFAR ResNet-18, stage 4", extra=True),
+    Shape((8, 64, 56, 56), "ResNet-50, stage 1", extra=True),
+    Shape((8, 128, 28, 28), "ResNet-50, stage 2", extra=True),
     Shape((8, 256, 56, 56), "ResNet-50, stage 1, pointwise", dtypes=HALF),
-    Shape((8, 256, 14, 14), "ResNet-50, stage 3, pointwise"),
+    Shape((8, 256, 14, 14), "ResNet-50, stage 3, pointwise", extra=True),
     Shape((2, 64, 8, 8), "batch of 2, 8x8", quick=True),
+)
+# Training and inference in turns, as every shape is seen before the second round over them begins.
+GPU_SHAPES = (
+    Shape((128, 256, 56, 56), "ResNet-50, stage 1, pointwise", dtypes=HALF),
+    Shape((128, 64, 56, 56), "ResNet-50, stage 1", quick=True, dtypes=HALF),
+    Shape((128, 1024, 14, 14), "ResNet-50, stage 3, pointwise", dtypes=HALF),
+    Shape((512, 64, 32, 32), "CIFAR ResNet-18, stage 1", dtypes=HALF),
+    Shape((128, 128, 28, 28), "ResNet-50, stage 2", dtypes=HALF),
+    Shape((2, 64, 8, 8), "batch of 2, 8x8", quick=True, dtypes=HALF),
+)
+GPU_CASES = tuple(
+    replace(case, variant=variant)
+    for case in expand_in_turns(GPU_SHAPES, ACTIVATION)
+    for variant in (TRAINING, INFERENCE)
 )
 CASES = tuple(
     replace(case, variant=variant) for variant in (TRAINING, INFERENCE) for case in expand(SHAPES, ACTIVATION)
@@ -140,12 +155,12 @@ def forward_work(case: Case) -> Work:
     work = convolution_forward(case.tensor_bytes, case.size, kernel_of(case))
     if case.variant == INFERENCE:
         return work
-    return work + norm_forward(case.tensor_bytes, case.size[1] * PARAMETER_BYTES, case.size[1])
+    return work + norm_forward(case.tensor_bytes, case.size[1] * PARAMETER_BYTES, case.size[1], case.elements)
 
 
 def backward_work(case: Case) -> Work:
     work = convolution_backward(case.tensor_bytes, case.size, kernel_of(case))
-    return work + norm_backward(case.tensor_bytes, case.size[1] * PARAMETER_BYTES, case.size[1])
+    return work + norm_backward(case.tensor_bytes, case.size[1] * PARAMETER_BYTES, case.size[1], case.elements)
 
 
 BENCHMARK = Benchmark(
@@ -156,10 +171,14 @@ BENCHMARK = Benchmark(
     ours=ours,
     eager=eager,
     truth=truth,
-    peers=(Peer("in place", lambda: lambda case: eager(case, in_place=True)),),
+    peers=(
+        Peer("in place", lambda: lambda case: eager(case, in_place=True)),
+        onnx_peers.peer(onnx_peers.conv_norm_act),
+    ),
     forward_work=forward_work,
     backward_work=backward_work,
     parts={"convolution": convolution},
+    gpu_cases=GPU_CASES,
     only_forward=lambda case: case.variant == INFERENCE,
     op="batch_norm",
 )

@@ -12,7 +12,7 @@ import fastdl
 from fastdl.ops import batch_norm, conv_norm_act, norm_act_conv
 
 from .bench_conv_norm_act import EPS, MOMENTUM, PARAMETER_BYTES
-from .cases import Benchmark, Case, Function, Shape, expand
+from .cases import Benchmark, Case, Function, Shape, expand, expand_in_turns
 from .counting import Work, convolution_backward, convolution_forward, norm_backward, norm_forward
 from .peers import Peer
 
@@ -22,6 +22,11 @@ ACTIVATION = "silu"
 SHAPES = (
     Shape((64, 32, 16, 16), "the experiments' network"),
     Shape((32, 64, 32, 32), "CIFAR ResNet-18, stage 1"),
+    Shape((2, 64, 8, 8), "batch of 2, 8x8", quick=True),
+)
+GPU_SHAPES = (
+    Shape((128, 64, 32, 32), "CIFAR ResNet-18, stage 1"),
+    Shape((512, 32, 16, 16), "the experiments' network"),
     Shape((2, 64, 8, 8), "batch of 2, 8x8", quick=True),
 )
 CASES = expand(SHAPES, ACTIVATION)
@@ -112,17 +117,19 @@ def convolutions(case: Case) -> Function:
 
 
 def repeated(work: Work) -> Work:
-    return Work(BLOCKS * work.bytes, BLOCKS * work.matrix_operations)
+    return Work(BLOCKS * work.bytes, BLOCKS * work.matrix_operations, BLOCKS * work.vector_operations)
 
 
 def forward_work(case: Case) -> Work:
     convolution = convolution_forward(case.tensor_bytes, case.size, KERNEL)
-    return repeated(convolution + norm_forward(case.tensor_bytes, case.size[1] * PARAMETER_BYTES, case.size[1]))
+    channel_bytes = case.size[1] * PARAMETER_BYTES
+    return repeated(convolution + norm_forward(case.tensor_bytes, channel_bytes, case.size[1], case.elements))
 
 
 def backward_work(case: Case) -> Work:
     convolution = convolution_backward(case.tensor_bytes, case.size, KERNEL)
-    return repeated(convolution + norm_backward(case.tensor_bytes, case.size[1] * PARAMETER_BYTES, case.size[1]))
+    channel_bytes = case.size[1] * PARAMETER_BYTES
+    return repeated(convolution + norm_backward(case.tensor_bytes, channel_bytes, case.size[1], case.elements))
 
 
 BENCHMARK = Benchmark(
@@ -136,6 +143,7 @@ BENCHMARK = Benchmark(
     peers=(Peer("block by block", lambda: block_by_block),),
     forward_work=forward_work,
     backward_work=backward_work,
+    gpu_cases=expand_in_turns(GPU_SHAPES, ACTIVATION),
     parts={"convolutions": convolutions},
     op="norm_act_conv",
 )

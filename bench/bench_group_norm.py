@@ -8,6 +8,7 @@ from torch import Tensor
 
 import fastdl
 
+from . import onnx_peers
 from .cases import DTYPES, Benchmark, Case, Function, Shape, expand, expand_in_turns
 from .counting import Work, norm_backward, norm_forward
 from .group_norm_peers import apex, liger
@@ -19,14 +20,14 @@ HALF = ("float32", "bfloat16")
 SHAPES = (
     Shape((4, 320, 64, 64), "latent diffusion U-Net, 64x64", 32, dtypes=HALF),
     Shape((2, 640, 32, 32), "latent diffusion U-Net, 32x32", 32, quick=True, dtypes=HALF),
-    Shape((2, 1280, 16, 16), "latent diffusion U-Net, 16x16", 32),
-    Shape((1, 512, 64, 64), "latent diffusion decoder, 64x64", 32),
+    Shape((2, 1280, 16, 16), "latent diffusion U-Net, 16x16", 32, extra=True),
+    Shape((1, 512, 64, 64), "latent diffusion decoder, 64x64", 32, extra=True),
     Shape((1, 128, 256, 256), "latent diffusion decoder, 256x256", 32),
-    Shape((4, 128, 64, 64), "pixel diffusion U-Net, 64x64", 32),
-    Shape((64, 64, 32, 32), "CIFAR network, 32x32", 32),
-    Shape((128, 64, 32, 32), "CIFAR network, 32x32", 32),
+    Shape((4, 128, 64, 64), "pixel diffusion U-Net, 64x64", 32, extra=True),
+    Shape((64, 64, 32, 32), "CIFAR network, 32x32", 32, extra=True),
+    Shape((128, 64, 32, 32), "CIFAR network, 32x32", 32, extra=True),
     Shape((128, 128, 16, 16), "CIFAR network, 16x16", 32, quick=True),
-    Shape((128, 256, 8, 8), "CIFAR network, 8x8", 32),
+    Shape((128, 256, 8, 8), "CIFAR network, 8x8", 32, extra=True),
     Shape((2, 64, 8, 8), "CIFAR network, 8x8, batch of 2", 32, quick=True),
 )
 
@@ -98,11 +99,11 @@ def _channel_bytes(case: Case) -> int:
 
 
 def forward_work(case: Case) -> Work:
-    return norm_forward(case.tensor_bytes, _channel_bytes(case), case.size[0] * _groups(case))
+    return norm_forward(case.tensor_bytes, _channel_bytes(case), case.size[0] * _groups(case), case.elements)
 
 
 def backward_work(case: Case) -> Work:
-    return norm_backward(case.tensor_bytes, _channel_bytes(case), case.size[0] * _groups(case))
+    return norm_backward(case.tensor_bytes, _channel_bytes(case), case.size[0] * _groups(case), case.elements)
 
 
 BENCHMARK = Benchmark(
@@ -117,6 +118,7 @@ BENCHMARK = Benchmark(
         Peer("in place", lambda: in_place),
         Peer("apex", lambda: apex, package="group_norm_cuda", devices=frozenset({"cuda"})),
         Peer("liger", lambda: liger, package="liger_kernel", devices=frozenset({"cuda"})),
+        onnx_peers.peer(onnx_peers.group_norm_silu),
     ),
     forward_work=forward_work,
     backward_work=backward_work,

@@ -11,7 +11,9 @@ from torch import Tensor
 
 import fastdl
 
+from . import norm_peers, onnx_peers
 from .cases import Benchmark, Case, Function
+from .peers import Peer
 from .row_norms import (
     HALF,
     PLAIN,
@@ -26,18 +28,19 @@ from .row_norms import (
 )
 
 EPS = 1e-5
+CUDA = frozenset({"cuda"})
 BOTH = (RESIDUAL, PLAIN)
 
 SHAPES = (
     Shape((8, 197, 768), "ViT-B/16 at 224x224", BOTH, quick=True),
     Shape((64, 65, 192), "ViT-Ti/4 at 32x32", quick=True),
-    Shape((64, 197, 192), "ViT-Ti/16 at 224x224"),
-    Shape((16, 128, 768), "BERT-base, 128 tokens", BOTH),
-    Shape((4, 1024, 768), "GPT-2, 1024 tokens"),
+    Shape((64, 197, 192), "ViT-Ti/16 at 224x224", extra=True),
+    Shape((16, 128, 768), "BERT-base, 128 tokens", BOTH, extra=True),
+    Shape((4, 1024, 768), "GPT-2, 1024 tokens", extra=True),
     Shape((2, 1024, 1024), "GPT-2 medium, 1024 tokens", BOTH),
-    Shape((1, 1024, 4096), "LLM, 1024 tokens"),
+    Shape((1, 1024, 4096), "LLM, 1024 tokens", extra=True),
     Shape((8, 3136, 96), "Swin-T, first stage", BOTH),
-    Shape((40000, 32), "narrow rows", (PLAIN,), dtypes=("float32",)),
+    Shape((40000, 32), "narrow rows", (PLAIN,), dtypes=("float32",), extra=True),
     Shape((64, 50257), "wide rows", (PLAIN,), dtypes=("float32",)),
     Shape((2, 16, 64), "a small call", BOTH, quick=True, dtypes=("float32",)),
 )
@@ -103,7 +106,11 @@ BENCHMARK = Benchmark(
     ours=ours,
     eager=eager,
     truth=truth,
-    peers=(),
+    peers=(
+        Peer("apex", lambda: norm_peers.apex_layer_norm, package="apex fused_layer_norm_cuda", devices=CUDA),
+        Peer("liger", lambda: norm_peers.liger_layer_norm, package="liger_kernel", devices=CUDA),
+        onnx_peers.peer(onnx_peers.layer_norm),
+    ),
     forward_work=partial(forward_work, parameters=2, statistics=2),
     backward_work=partial(backward_work, parameters=2, statistics=2),
     overhead_size=(2, 16, 64),

@@ -11,7 +11,9 @@ from torch import Tensor
 
 import fastdl
 
+from . import norm_peers, onnx_peers
 from .cases import Benchmark, Case, Function
+from .peers import Peer
 from .row_norms import (
     HALF,
     PLAIN,
@@ -26,14 +28,15 @@ from .row_norms import (
 )
 
 EPS = 1e-6
+CUDA = frozenset({"cuda"})
 BOTH = (RESIDUAL, PLAIN)
 
 SHAPES = (
     Shape((2, 1024, 1024), "LLM of width 1024", BOTH, quick=True),
-    Shape((1, 1024, 2048), "LLM of width 2048", quick=True),
+    Shape((1, 1024, 2048), "LLM of width 2048", quick=True, extra=True),
     Shape((1, 1024, 4096), "LLM of width 4096", BOTH),
-    Shape((4, 512, 896), "LLM of width 896"),
-    Shape((8, 197, 768), "ViT-B/16 at 224x224", BOTH),
+    Shape((4, 512, 896), "LLM of width 896", extra=True),
+    Shape((8, 197, 768), "ViT-B/16 at 224x224", BOTH, extra=True),
     Shape((8, 16, 512, 64), "queries of 64 features", (PLAIN,)),
     Shape((2, 16, 64), "a small call", BOTH, quick=True, dtypes=("float32",)),
 )
@@ -94,7 +97,11 @@ BENCHMARK = Benchmark(
     ours=ours,
     eager=eager,
     truth=truth,
-    peers=(),
+    peers=(
+        Peer("apex", lambda: norm_peers.apex_rms_norm, package="apex fused_layer_norm_cuda", devices=CUDA),
+        Peer("liger", lambda: norm_peers.liger_rms_norm, package="liger_kernel", devices=CUDA),
+        onnx_peers.peer(onnx_peers.rms_norm),
+    ),
     forward_work=partial(forward_work, parameters=1, statistics=1),
     backward_work=partial(backward_work, parameters=1, statistics=1),
     overhead_size=(2, 16, 64),

@@ -25,13 +25,17 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Shape:
-    """One (N, C, H, W) and where it comes from; ``quick`` puts it into the short selection."""
+    """One (N, C, H, W) and where it comes from.
+
+    ``quick`` puts it into the short selection, ``extra`` leaves it to ``--shapes full``.
+    """
 
     size: tuple[int, int, int, int]
     network: str
     num_groups: int | None = None
     quick: bool = False
     dtypes: tuple[str, ...] = ("float32",)
+    extra: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class Case:
     """One row of the comparison: a shape in one memory layout and one dtype: (N, C, H, W), attention's (N, H, L, E), or
     rows of any number of dimensions.
 
-    ``variant`` is what else is told of a case, such as ``causal``.
+    ``variant`` is what else is told of a case, such as ``causal``. ``extra`` cases are measured with ``--shapes full``
+    alone.
     """
 
     size: tuple[int, ...]
@@ -50,6 +55,7 @@ class Case:
     num_groups: int | None = None
     quick: bool = False
     variant: str = ""
+    extra: bool = False
 
     @property
     def elements(self) -> int:
@@ -95,6 +101,7 @@ class Benchmark:
             so that what each adds to it can be told.
         only_forward: whether a case has no backward pass to be timed, as in inference.
         op: the op whose kernels serve it, where that is not of the benchmark's name.
+        judge: ``judge(benchmark, case, operands)`` in place of `correctness.Judge`, for answers that are random.
     """
 
     name: str
@@ -113,6 +120,7 @@ class Benchmark:
     parts: Mapping[str, Callable[[Case], Function]] = field(default_factory=dict)
     only_forward: Callable[[Case], bool] = lambda case: False
     op: str = ""
+    judge: Callable[..., Any] | None = None
 
     @property
     def serving_op(self) -> str:
@@ -126,7 +134,16 @@ class Benchmark:
 def expand(shapes: Sequence[Shape], activation: str) -> tuple[Case, ...]:
     """Every shape in both layouts, float32 first, then the other dtypes that the shape names."""
     return tuple(
-        Case(shape.size, layout, dtype, activation, shape.network, shape.num_groups, shape.quick and dtype == "float32")
+        Case(
+            shape.size,
+            layout,
+            dtype,
+            activation,
+            shape.network,
+            shape.num_groups,
+            shape.quick and dtype == "float32",
+            extra=shape.extra,
+        )
         for dtype in DTYPES
         for shape in shapes
         if dtype in shape.dtypes
@@ -146,7 +163,7 @@ def expand_in_turns(shapes: Sequence[Shape], activation: str) -> tuple[Case, ...
     ]
     rounds = [row for row in by_shape if row[1:] in usual] + [row for row in by_shape if row[1:] not in usual]
     return tuple(
-        Case(shape.size, layout, dtype, activation, shape.network, shape.num_groups, shape.quick)
+        Case(shape.size, layout, dtype, activation, shape.network, shape.num_groups, shape.quick, extra=shape.extra)
         for shape, dtype, layout in rounds
     )
 
@@ -154,14 +171,14 @@ def expand_in_turns(shapes: Sequence[Shape], activation: str) -> tuple[Case, ...
 def select(
     cases: Sequence[Case], *, shapes: str = "full", layout: str = "both", dtype: str = "all"
 ) -> tuple[Case, ...]:
-    """The cases that the options leave; raises ValueError if they leave none."""
-    chosen = tuple(
-        case
-        for case in cases
-        if (shapes == "full" or case.quick) and layout in ("both", case.layout) and dtype in ("all", case.dtype)
-    )
+    """The cases that the options leave; raises ValueError if they leave none.
+
+    ``shapes``: ``full`` for every case, ``default`` for all but the `Case.extra` ones, ``quick`` for the quick ones.
+    """
+    listed = [case for case in cases if shapes == "full" or (case.quick if shapes == "quick" else not case.extra)]
+    chosen = tuple(case for case in listed if layout in ("both", case.layout) and dtype in ("all", case.dtype))
     if not chosen:
-        dtypes = ", ".join(sorted({case.dtype for case in cases if shapes == "full" or case.quick}))
+        dtypes = ", ".join(sorted({case.dtype for case in listed}))
         raise ValueError(
             f"no case has shapes={shapes!r}, layout={layout!r} and dtype={dtype!r}; dtypes there: {dtypes}"
         )

@@ -17,6 +17,7 @@ UNITS_IN_THE_LAST_PLACE = 8.0
 # Of the scale. One of a channel's thousands of pre-activations may round to the other side of ReLU's kink, in torch as
 # in ours, and takes its whole addend out of the parameters' gradients: measured, 5e-5 at 3,136 values a channel.
 A_VALUE_AT_THE_KINK = 1e-4
+OUTPUT = "output"
 
 
 def outcomes(function: Function, operands: Operands, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -27,14 +28,23 @@ def outcomes(function: Function, operands: Operands, dtype: torch.dtype | None =
         input, grad = input.to(dtype), grad.to(dtype)
     input = input.requires_grad_()
     parameters = copies(operands.parameters, dtype)
-    outputs = outputs_of(function(input, *parameters))
+    results = outputs_of(function(input, *parameters))
     leaves = [parameter for parameter in parameters if parameter.requires_grad]
-    gradients = torch.autograd.grad(outputs, [input, *leaves], [grad] * len(outputs))
-    named = {"output": outputs[0].detach(), "gradient of the input": gradients[0]}
-    named |= {f"output {i}": output.detach() for i, output in enumerate(outputs[1:], 1)}
+    gradients = torch.autograd.grad(results, [input, *leaves], [grad] * len(results))
+    named = _numbered(results) | {"gradient of the input": gradients[0]}
     named |= {f"gradient of parameter {i}": gradient for i, gradient in enumerate(gradients[1:])}
     named |= {f"buffer {i}": p for i, p in enumerate(parameters) if not p.requires_grad and p.is_floating_point()}
     return named
+
+
+def outputs(function: Function, operands: Operands) -> dict[str, Tensor]:
+    """The outputs alone, of a call that no gradient is asked of."""
+    with torch.no_grad():
+        return _numbered(outputs_of(function(operands.inputs[0].detach(), *copies(operands.parameters))))
+
+
+def _numbered(results: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    return {f"{OUTPUT} {i}" if i else OUTPUT: result.detach() for i, result in enumerate(results)}
 
 
 def outputs_of(result: Any) -> tuple[Tensor, ...]:
@@ -58,10 +68,11 @@ class Judge:
         self.truth = outcomes(benchmark.truth(case), operands, torch.float64)
         self.eager_errors = errors(outcomes(benchmark.eager(case), operands), self.truth)
 
-    def complaint(self, function: Function) -> str | None:
-        """What is wrong with the contender's answer, or None where nothing is."""
-        found = outcomes(function, self.operands)
-        for name, error in errors(found, self.truth).items():
+    def complaint(self, function: Function, *, only_forward: bool = False) -> str | None:
+        """What is wrong with the contender's answer, or None where nothing is; ``only_forward``: in its outputs."""
+        found = outputs(function, self.operands) if only_forward else outcomes(function, self.operands)
+        truth = {name: value for name, value in self.truth.items() if not only_forward or name.startswith(OUTPUT)}
+        for name, error in errors(found, truth).items():
             scale = float(self.truth[name].abs().max())
             allowed = (
                 TIMES_EAGER * self.eager_errors[name]

@@ -8,16 +8,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Operations an element, for the roofline alone: additions, multiplications and functions (exp, an activation, its
+# derivative) of the definition count one each. Forward: the mean 1, the centred square and its sum 3, the scaling 1,
+# weight and bias 2, the activation 1. Backward: the activation's derivative 2, the normalised value 2, the two
+# parameters' sums 3, the weight 1, the two sums of a group 3, the input's gradient 4.
+NORM_FORWARD_OPERATIONS, NORM_BACKWARD_OPERATIONS = 8, 15
+
 
 @dataclass(frozen=True)
 class Work:
-    """The least an op must do: ``bytes`` moved between memory and the cores, and operations of matrix products."""
+    """The least an op must do.
+
+    ``bytes`` moved between memory and the cores, operations of matrix products, and all the others. The others take no
+    part in a floor: where they are many, there are products, and where there are none, the bytes take longer.
+    """
 
     bytes: int
     matrix_operations: int = 0
+    vector_operations: int = 0
 
     def __add__(self, other: Work) -> Work:
-        return Work(self.bytes + other.bytes, self.matrix_operations + other.matrix_operations)
+        return Work(
+            self.bytes + other.bytes,
+            self.matrix_operations + other.matrix_operations,
+            self.vector_operations + other.vector_operations,
+        )
+
+    @property
+    def operations(self) -> int:
+        return self.matrix_operations + self.vector_operations
 
     def floor(self, bandwidth: float, matrix_rate: float = 0.0) -> float:
         """Seconds below which no implementation can go, at so many bytes/s and operations/s; the two may overlap."""
@@ -25,18 +44,20 @@ class Work:
         return max(self.bytes / bandwidth, computing)
 
 
-def norm_forward(tensor_bytes: int, channel_bytes: int, statistics: int) -> Work:
+def norm_forward(tensor_bytes: int, channel_bytes: int, statistics: int, elements: int = 0) -> Work:
     """A normalisation forward: read x, weight and bias, write y and two float64 statistics a group or channel.
 
     The statistics need all of a group before the first output, so an implementation reads x twice; the second time it
     may come from the cache, so that the floor counts it once.
     """
-    return Work(2 * tensor_bytes + 2 * channel_bytes + 2 * 8 * statistics)
+    moved = 2 * tensor_bytes + 2 * channel_bytes + 2 * 8 * statistics
+    return Work(moved, vector_operations=NORM_FORWARD_OPERATIONS * elements)
 
 
-def norm_backward(tensor_bytes: int, channel_bytes: int, statistics: int) -> Work:
+def norm_backward(tensor_bytes: int, channel_bytes: int, statistics: int, elements: int = 0) -> Work:
     """A normalisation backward: read x, grad_y, weight, bias, statistics; write grad_x, grad_weight, grad_bias."""
-    return Work(3 * tensor_bytes + 4 * channel_bytes + 2 * 8 * statistics)
+    moved = 3 * tensor_bytes + 4 * channel_bytes + 2 * 8 * statistics
+    return Work(moved, vector_operations=NORM_BACKWARD_OPERATIONS * elements)
 
 
 def convolution_forward(tensor_bytes: int, shape: tuple[int, ...], kernel: int) -> Work:

@@ -18,8 +18,9 @@ from .timing import Call, Effort, Spread, Timer, interleave
 # turn is long enough for that to be nothing.
 GPU = Effort(seconds=0.5, warm_up=0.02, batch=2e-3, least_rounds=7, most_rounds=200)
 GPU_QUICK = replace(GPU, seconds=0.2, least_rounds=5)
-# `python -m bench --device cuda` ends by itself within this many seconds.
-TIME_LIMIT = 440.0
+# `python -m bench --device cuda` ends by itself within this many seconds: `make gpu-bench` has eight minutes for it and
+# for the check of the GPU before it and the training steps behind it.
+TIME_LIMIT = 350.0
 
 # Above this size of a tensor a kernel takes longer than its launch, and both ways of timing say the same.
 GRAPH_BYTES = 16 << 20
@@ -39,6 +40,21 @@ def context_of(contender: str) -> AbstractContextManager[None]:
     """What has to hold while a contender runs: for one of `own_backends` its backend."""
     backend = contender.partition(SEPARATOR)[2]
     return fastdl.use_backend(backend) if is_ours(contender) and backend else nullcontext()
+
+
+def peak_bytes(contender: str, call: Call, device: torch.device) -> int:
+    """The most that one call holds of the GPU's memory at a time, beyond what was held before it.
+
+    Called twice: the first call may take workspaces that a library then keeps.
+    """
+    with context_of(contender):
+        call(0)
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call(1)
+        torch.cuda.synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device)) - before
 
 
 def replayed(call: Call, sets: int) -> tuple[Call, int]:

@@ -12,11 +12,12 @@ from torch import Tensor
 import fastdl
 from fastdl.ops import dispatch
 
+from . import clocks
 from .cases import DTYPES, Benchmark, Case, Function
 from .ceilings import copy_call
 from .correctness import Judge, copies, outputs_of
 from .counting import Work, saved_bytes
-from .gpu import GRAPH_BYTES, context_of, own_backends, time_replayed
+from .gpu import GRAPH_BYTES, context_of, own_backends, peak_bytes, time_replayed
 from .operands import Operands, count_sets, make_operands
 from .records import GRAPH, CaseRecord, Measurement
 from .summary import FORWARD, FORWARD_BACKWARD
@@ -24,15 +25,21 @@ from .timing import FULL, Call, Effort, Timer, interleave, timer_for
 
 POOL_THRESHOLD_BYTES = 1 << 20
 COPY = "copy"
+AUTOTUNED = "compile max-autotune"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How cases are measured; ``pools`` are the states of the CPU output pool, ``(None,)`` where there is no pool."""
+    """How cases are measured.
+
+    ``pools`` are the states of the CPU output pool, ``(None,)`` where there is no pool; ``autotune`` adds
+    `AUTOTUNED`.
+    """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     effort: Effort = FULL
     compile: bool = True
+    autotune: bool = False
     pools: tuple[str | None, ...] = (None,)
     matrix_rates: dict[str, float] = field(default_factory=dict)
 
@@ -50,30 +57,41 @@ def measure(
     sets = count_sets(case.tensor_bytes, device, torch.get_num_threads())
     operands = make_operands(benchmark, case, device, sets)
     functions, rejected = _contenders(benchmark, case, operands, settings, say)
+    only_forward = benchmark.only_forward(case)
+    lacking = {peer.name for peer in benchmark.peers if peer.only_forward and device.type in peer.devices}
+    both_ways = {} if only_forward else {n: function for n, function in functions.items() if n not in lacking}
+    say("counting bytes")
     saved = {}
-    if not benchmark.only_forward(case):
-        say("counting saved bytes")
-        for name, function in functions.items():
-            with context_of(name):
-                saved[name] = saved_bytes(function, operands.inputs[0], operands.parameters)
+    for name, function in both_ways.items():
+        with context_of(name):
+            saved[name] = saved_bytes(function, operands.inputs[0], operands.parameters)
+    peaks, before = {}, {}
+    if device.type == "cuda":
+        with torch.set_grad_enabled(not only_forward):
+            calls = _calls(FORWARD if only_forward else FORWARD_BACKWARD, both_ways or functions, operands)
+            peaks = {name: peak_bytes(name, call, device) for name, call in calls.items()}
+        before = clocks.read(device)
     measurements = []
     for pool in settings.pools:
         if pool == "off" and len(settings.pools) > 1 and case.tensor_bytes < POOL_THRESHOLD_BYTES:
             continue  # no output of this case comes from the pool
         with pool_state(pool):
-            for pass_name in (FORWARD,) if benchmark.only_forward(case) else (FORWARD, FORWARD_BACKWARD):
+            for pass_name in (FORWARD,) if only_forward else (FORWARD, FORWARD_BACKWARD):
+                contenders = functions if pass_name == FORWARD else both_ways
                 say(f"{pass_name}, pool {pool}" if pool else pass_name)
                 work = benchmark.forward_work(case)
                 if pass_name == FORWARD_BACKWARD:
                     work = work + benchmark.backward_work(case)
-                measured = _time_pass(benchmark, pass_name, pool, functions, operands, work, case, settings, timer)
+                measured = _time_pass(benchmark, pass_name, pool, contenders, operands, work, case, settings, timer)
                 measurements.append(measured)
                 if device.type == "cuda" and case.tensor_bytes <= GRAPH_BYTES:
                     say(f"{pass_name}, from a CUDA graph")
-                    replayed, failed = _time_graph(measured, functions, operands, settings, timer)
+                    replayed, failed = _time_graph(measured, contenders, operands, settings, timer)
                     measurements += [replayed] if replayed else []
                     rejected |= {f"{name} ({pass_name} in a graph)": reason for name, reason in failed.items()}
-    return CaseRecord(case, served_by(benchmark, case, device), sets, saved, rejected, tuple(measurements))
+    states = {"before": before, "after": clocks.read(device)} if before else {}
+    backend = served_by(benchmark, case, device)
+    return CaseRecord(case, backend, sets, saved, rejected, tuple(measurements), peaks, states)
 
 
 def served_by(benchmark: Benchmark, case: Case, device: torch.device) -> str:
@@ -114,11 +132,15 @@ def _contenders(
             candidates[name] = lambda: benchmark.ours(case)
     if settings.compile:
         candidates["compile"] = lambda: compiled(benchmark.eager(case))
+    if settings.compile and settings.autotune:
+        candidates[AUTOTUNED] = lambda: autotuned(benchmark.eager(case))
+    only_forward = set()
     for peer in benchmark.peers:
-        if peer.available(settings.device.type):
+        if peer.available(settings.device.type) and (settings.compile or not peer.compiles):
             candidates[peer.name] = lambda peer=peer: peer.load()(case)  # type: ignore[misc]
+            only_forward |= {peer.name} if peer.only_forward else set()
     say("checking against float64")
-    judge = Judge(benchmark, case, operands)
+    judge = (benchmark.judge or Judge)(benchmark, case, operands)
     functions: dict[str, Function] = {}
     rejected: dict[str, str] = {}
     for name, load in candidates.items():
@@ -128,8 +150,8 @@ def _contenders(
             if function is None:
                 continue
             with context_of(name):
-                complaint = judge.complaint(function)
-            if complaint is None and name == "compile":
+                complaint = judge.complaint(function, only_forward=name in only_forward)
+            if complaint is None and name in ("compile", AUTOTUNED):
                 with torch.no_grad():  # the graph for inference is another one: compile it now, not while timing
                     function(operands.inputs[0], *copies(operands.parameters))
         except Exception as error:  # a contender that cannot run is reported, and the others are measured
@@ -147,6 +169,15 @@ def compiled(function: Function) -> Function:
     # Every case compiles the same code object: past the limit of recompilations Dynamo would quietly run it eagerly.
     torch._dynamo.reset()
     return torch.compile(function, dynamic=False, fullgraph=True)
+
+
+def autotuned(function: Function) -> Function:
+    """The same with every kernel chosen by timing it; called behind `compiled`, whose fresh start it shares.
+
+    Without the CUDA graphs that the mode brings: they copy inputs that change their place, as all do here, and every
+    contender alike is replayed from a graph besides. On the CPU the mode changes matrix products alone.
+    """
+    return torch.compile(function, dynamic=False, fullgraph=True, mode="max-autotune-no-cudagraphs")
 
 
 def _time_pass(

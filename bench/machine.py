@@ -16,9 +16,12 @@ from typing import Any
 
 import torch
 
+from . import clocks
+
 BENCH = Path(__file__).resolve().parent
 CHECKOUT = BENCH.parent
 SYSTEM_CPU = Path("/sys/devices/system/cpu/cpu0/cache")
+PACKAGES = ("triton", "numpy", "apex", "flash-attn", "flash-attn-3", "liger-kernel", "onnx", "onnxruntime", "xformers")
 DEFAULT_L2, DEFAULT_L3 = 1 << 20, 32 << 20
 
 
@@ -100,6 +103,7 @@ def describe(device: torch.device) -> dict[str, Any]:
             "memory_bytes": properties.total_memory,
             "l2_bytes": cuda_l2_bytes(device),
             "cpu": cpu_name(),
+            **clocks.limits(device),
         }
     caches = cpu_caches()
     return {
@@ -114,10 +118,15 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 def slug(device: torch.device) -> str:
     """The machine as a file name: ``intel-xeon-gold-6240-8-cores``, ``nvidia-h200``."""
-    name = str(describe(device)["name"])
+    return slug_of(describe(device))
+
+
+def slug_of(described: dict[str, Any]) -> str:
+    """The same of what `describe` has told."""
+    name, count = str(described["name"]), described.get("cores", 0)
     name = re.sub(r"\((?:r|tm)\)|\bCPU\b|@.*$", " ", name, flags=re.IGNORECASE)
     words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"
-    return words if device.type == "cuda" else f"{words}-{cores()}-core{'' if cores() == 1 else 's'}"
+    return words if described["device"] == "cuda" else f"{words}-{count}-core{'' if count == 1 else 's'}"
 
 
 def versions() -> dict[str, str]:
@@ -127,7 +136,7 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "torch": str(torch.__version__), "fastdl": fastdl.__version__}
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
-    for package in ("triton", "numpy"):
+    for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -52,6 +52,11 @@ class CaseRecord:
         input_sets: how many sets of inputs the calls went through in turn; 1 where a case fits the cores' own caches.
         saved_bytes: kept for backward, by contender.
         rejected: contenders that were not timed, each with the reason: a wrong answer, or a failed compilation.
+        peak_bytes: on a GPU by contender, the most that forward and backward (where a case has no backward, forward)
+            hold at a time beyond inputs and parameters.
+        clocks: on a GPU its clocks, temperature and power ``before`` and ``after`` the case, as `clocks.read` gives
+            them; empty where the driver does not tell.
+        seconds: what measuring the case took, checks and compilations included; 0 where that was not kept.
     """
 
     case: Case
@@ -60,6 +65,9 @@ class CaseRecord:
     saved_bytes: dict[str, int] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
     measurements: tuple[Measurement, ...] = ()
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    clocks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 def by_backend(record: CaseRecord, measurement: Measurement) -> dict[str, float]:

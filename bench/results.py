@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,11 @@ class ResultsError(RuntimeError):
 
 @dataclass(frozen=True)
 class Run:
-    """The circumstances of one run of one op."""
+    """The circumstances of one run of one op.
+
+    ``not_installed`` are the peers that were not there, each with the package it needs. ``continued`` tells of each
+    time that an interrupted run was taken up again: when, at what load, and how fast memory was copied by then.
+    """
 
     operator: str
     title: str
@@ -41,6 +45,8 @@ class Run:
     load_average_before: float | None = None
     cases_selected: int = 0
     seconds: float = 0.0
+    not_installed: dict[str, str] = field(default_factory=dict)
+    continued: list[dict[str, Any]] = field(default_factory=list)
 
 
 def read(path: Path) -> dict[str, Any]:

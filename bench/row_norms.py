@@ -18,23 +18,31 @@ RESIDUAL, PLAIN = "residual", ""
 HALF = ("float32", "bfloat16")
 LAYOUT = "rows"
 STATISTIC_BYTES = 4
+# Operations an element by the number of parameters, as `counting` counts them without an activation: LayerNorm's have
+# a mean and a bias, RMSNorm's (the square and its sum, the scaling, the weight) have neither.
+FORWARD_OPERATIONS = {2: 7, 1: 4}
+BACKWARD_OPERATIONS = {2: 13, 1: 9}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One (*, width) and where it comes from; ``quick`` puts it into the short selection."""
+    """One (*, width) and where it comes from.
+
+    ``quick`` puts it into the short selection, ``extra`` leaves it to ``--shapes full``.
+    """
 
     size: tuple[int, ...]
     network: str
     variants: tuple[str, ...] = (RESIDUAL,)
     quick: bool = False
     dtypes: tuple[str, ...] = HALF
+    extra: bool = False
 
 
 def expand(shapes: tuple[Shape, ...], dtypes: tuple[str, ...] = tuple(DTYPES)) -> tuple[Case, ...]:
     """Every shape in its variants and in those of its dtypes that are named, dtype by dtype in that order."""
     return tuple(
-        Case(s.size, LAYOUT, dtype, "identity", s.network, None, s.quick and dtype == "float32", variant)
+        Case(s.size, LAYOUT, dtype, "identity", s.network, None, s.quick and dtype == "float32", variant, s.extra)
         for dtype in dtypes
         for s in shapes
         if dtype in s.dtypes
@@ -64,13 +72,24 @@ def draw_parameter(case: Case, device: torch.device, mean: float, seed: int) -> 
 def forward_work(case: Case, parameters: int, statistics: int) -> Work:
     """Read the input, and the residual if any; write the output, and then the sum; statistics are float32 a row."""
     tensors = 4 if case.variant == RESIDUAL else 2
-    return Work(tensors * case.tensor_bytes + _small_bytes(case, parameters, statistics))
+    return Work(
+        tensors * case.tensor_bytes + _small_bytes(case, parameters, statistics),
+        vector_operations=_operations(case, FORWARD_OPERATIONS[parameters]),
+    )
 
 
 def backward_work(case: Case, parameters: int, statistics: int) -> Work:
     """Read what was normalised and the gradients of all outputs; write the input's, which is the residual's too."""
     tensors = 4 if case.variant == RESIDUAL else 3
-    return Work(tensors * case.tensor_bytes + _small_bytes(case, 2 * parameters, statistics))
+    return Work(
+        tensors * case.tensor_bytes + _small_bytes(case, 2 * parameters, statistics),
+        vector_operations=_operations(case, BACKWARD_OPERATIONS[parameters]),
+    )
+
+
+def _operations(case: Case, an_element: int) -> int:
+    """Of all elements, with the addition of the residual or of the sum's gradient."""
+    return case.elements * (an_element + (case.variant == RESIDUAL))
 
 
 def _small_bytes(case: Case, parameters: int, statistics: int) -> int:

@@ -74,18 +74,26 @@ def run_cases(
     machine: dict[str, Any],
     time_limit: float | None = None,
     progress: Progress | None = None,
+    earlier: Sequence[CaseRecord] = (),
     measure: Measure = measure,
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
     """Measures the cases in order and keeps the file up to date; Ctrl-C or the time limit ends it early.
 
-    No case is started that the slowest one so far would carry past ``time_limit`` seconds.
+    Cases that ``earlier`` holds, of the same run before it was interrupted, are taken from there. No case is started
+    that the slowest one so far would carry past ``time_limit`` seconds.
     """
     progress = progress or Progress(len(cases))
     outcome = Outcome(replace(run, cases_selected=len(cases)))
     begin, longest = clock(), 0.0
+    known = {record.case.key: record for record in earlier}
     results.read(path)  # a file that is not ours must stop the run before it has cost anything
     for number, case in enumerate(cases, 1):
+        if case.key in known:
+            outcome.records.append(known[case.key])
+            if number == len(cases):  # what was interrupted between its last case and its end
+                results.save(path, machine, outcome.run, outcome.records, finished=True)
+            continue
         started = clock()
         if time_limit is not None and started - begin + longest > time_limit:
             outcome.stopped = f"the time limit of {time_limit:.0f} s leaves {len(cases) - number + 1} cases unmeasured"
@@ -98,8 +106,9 @@ def run_cases(
             break
         taken = clock() - started
         longest = max(longest, taken)
+        record = replace(record, seconds=taken)
         outcome.records.append(record)
-        outcome.run = replace(outcome.run, seconds=clock() - begin)
+        outcome.run = replace(outcome.run, seconds=run.seconds + clock() - begin)
         progress.done(number, record, taken)
         results.save(path, machine, outcome.run, outcome.records, finished=number == len(cases))
     return outcome

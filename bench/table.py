@@ -18,7 +18,7 @@ HEADER = (
     "shape/groups", "layout", "", "pass", "pool", "ours", "±", "eager", "compile", "other", "floor",
     "eager/ours", "comp./ours", "best/ours", "floor/ours", "saved",
 )  # fmt: skip
-LEFT = frozenset({"shape/groups", "layout", "", "pass", "pool", "geometric means"})
+LEFT = frozenset({"shape/groups", "case", "contender", "layout", "", "pass", "pool", "geometric means"})
 BEHIND = re.compile(r"0\.\d+x")
 
 

@@ -13,6 +13,7 @@ def test_every_benchmark_is_found_by_its_file():
         "batch_norm",
         "conv_norm_act",
         "conv_norm_act_chain",
+        "dropout",
         "group_norm",
         "layer_norm",
         "rms_norm",
@@ -46,8 +47,21 @@ def test_selection(name):
     assert {case.layout for case in select(cases, layout="nchw")} == {"nchw"}
     assert {case.dtype for case in select(cases, dtype="bfloat16")} == {"bfloat16"}
     assert select(cases) == cases
+    default = select(cases, shapes="default")
+    assert 8 <= len(default) < 0.7 * len(cases)
+    assert {(c.layout, c.dtype) for c in default} == {(c.layout, c.dtype) for c in cases}
+    assert not any(case.extra for case in default)
     with pytest.raises(ValueError, match="dtype='float16'; dtypes there: bfloat16, float32"):
         select(cases, dtype="float16")
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_the_default_shapes_have_every_layout_dtype_and_variant_and_the_small_call(name):
+    benchmark = registry.load(name)
+    default = select(benchmark.cases, shapes="default")
+    for attribute in ("layout", "dtype", "variant"):
+        assert {getattr(c, attribute) for c in default} == {getattr(c, attribute) for c in benchmark.cases}
+    assert benchmark.overhead_size in {case.size for case in default}
 
 
 def test_bytes_and_label_of_a_case():

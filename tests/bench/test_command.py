@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import fastdl
 from fastdl.bench import __main__ as command
 from fastdl.bench import machine, registry
 from fastdl.bench.timing import Effort
+from tests.bench.samples import make_record
 
 SMALL = ((2, 64, 8, 8), (2, 2, 16, 16), (2, 16, 64))
 
@@ -84,6 +86,7 @@ def test_an_unreadable_results_file_ends_the_command_before_it_measures(tmp_path
         (["--dtype", "int8"], "dtype='int8'"),
         (["--threads", "0"], "--threads must be at least 1; got 0"),
         (["--shapes", "some"], "invalid choice"),
+        (["--max-autotune", "--no-compile"], "exclude each other"),
     ],
 )
 def test_a_wrong_option_is_named(arguments, complaint, capsys):
@@ -96,17 +99,90 @@ def test_a_wrong_option_is_named(arguments, complaint, capsys):
 @pytest.mark.parametrize(
     ("arguments", "suffix"),
     [
-        ([], ""),
+        ([], "-default"),
+        (["--shapes", "full"], ""),
         (["--shapes", "quick"], "-quick"),
-        (["--layout", "channels_last", "--dtype", "bfloat16"], "-channels-last-bfloat16"),
-        (["--pool", "off", "--threads", "4"], "-pool-off-4-threads"),
-        (["--time-limit", "60"], ""),
+        (["--shapes", "full", "--layout", "channels_last", "--dtype", "bfloat16"], "-channels-last-bfloat16"),
+        (["--shapes", "full", "--pool", "off", "--threads", "4"], "-pool-off-4-threads"),
+        (["--pool", "on"], "-default"),
+        (["--pool", "both"], "-default-pool-both"),
+        (["--shapes", "full", "--time-limit", "60", "--resume"], ""),
+        (["--shapes", "full", "--max-autotune"], "-max-autotune"),
     ],
 )
 def test_a_narrower_run_has_a_file_of_its_own(arguments, suffix):
-    options = command.make_parser().parse_args(arguments)
+    cpu = torch.device("cpu")
+    options = command.completed(command.make_parser().parse_args(arguments), cpu)
     with fastdl.use_backend("auto"):
-        assert command.suffix(options, torch.device("cpu")) == suffix
+        assert command.suffix(options, cpu) == suffix
+
+
+def test_on_a_gpu_every_shape_is_the_default():
+    options = command.completed(command.make_parser().parse_args([]), torch.device("cuda"))
+    assert (options.shapes, options.pool) == ("full", "both")
+    with fastdl.use_backend("auto"):
+        assert command.suffix(options, torch.device("cuda")) == ""
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_time_is_told_before_it_is_spent(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command.estimate, "from_folder", lambda *arguments: {})
+    with fastdl.use_backend("reference"):
+        command.main(["group_norm", "batch_norm", *OPTIONS, "--output-dir", str(tmp_path), "--time-limit", "120"])
+    told = capsys.readouterr().err
+    assert "bench: 4 cases, about 32 s by earlier results; ends within 2 min: group_norm 16 s, batch_norm 16 s" in told
+    assert told.index("about 32 s") < told.index("[1/2]")
+
+
+@pytest.mark.usefixtures("tiny")
+def test_an_interrupted_run_is_resumed_where_it_stopped(tmp_path, monkeypatch, capsys):
+    """Ctrl-C in the third case; then the first two are not measured again, nor is an op that is done."""
+    measured = []
+    real = command.run_cases
+
+    def run_cases(benchmark, cases, *arguments, stop_at=None, **options):
+        def measure(benchmark, case, settings, say):
+            if stop_at == (benchmark.name, case.key):
+                raise KeyboardInterrupt
+            measured.append((benchmark.name, case.key))
+            return replace(make_record(), case=case)
+
+        return real(benchmark, cases, *arguments, measure=measure, **options)
+
+    keys = [case.key for case in command.select(registry.load("group_norm").cases)]
+    assert len(keys) == 2
+    stop = ("group_norm", keys[1])
+    arguments = ["batch_norm", "group_norm", *OPTIONS, "--output-dir", str(tmp_path)]
+    with fastdl.use_backend("reference"):
+        monkeypatch.setattr(command, "run_cases", partial(run_cases, stop_at=stop))
+        assert command.main(arguments) == command.INTERRUPTED
+        assert "--resume goes on from there" in capsys.readouterr().out
+        (path,) = tmp_path.iterdir()
+        before = json.loads(path.read_text())
+        assert list(before["operators"]) == ["batch_norm"]
+        assert len(before["unfinished"]["group_norm"]["cases"]) == 1
+        assert len(measured) == 3
+        measured.clear()
+        monkeypatch.setattr(command, "run_cases", run_cases)
+        assert command.main([*arguments, "--resume"]) == 0
+        assert measured == [stop]
+        told = capsys.readouterr().err
+        assert "batch_norm: measured on" in told
+        assert "group_norm: 1 of 2 cases were measured on" in told
+        assert "bench: 1 cases" in told
+        after = json.loads(path.read_text())
+        assert after["unfinished"] == {}
+        assert after["operators"]["batch_norm"] == before["operators"]["batch_norm"]
+        part = after["operators"]["group_norm"]
+        assert [case["case"]["layout"] for case in part["cases"]] == ["nchw", "channels_last"]
+        assert part["run"]["date"] == before["unfinished"]["group_norm"]["run"]["date"]
+        assert len(part["run"]["continued"]) == 1
+        measured.clear()
+        assert command.main([*arguments, "--resume"]) == 0
+        assert measured == []
+        assert "nothing is left to measure" in capsys.readouterr().err
+        assert command.main(arguments) == 0  # without the option everything is measured anew
+        assert len(measured) == 4
 
 
 def test_slug_names_processor_and_cores_and_nothing_else(monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fastdl.bench import registry
 from fastdl.bench.counting import Work, norm_backward, norm_forward, saved_bytes
 
 
@@ -11,7 +12,34 @@ def test_floor_is_the_slower_of_moving_and_computing():
     assert Work(100).floor(bandwidth=50.0) == 2.0
     assert Work(100, matrix_operations=900).floor(bandwidth=50.0, matrix_rate=300.0) == 3.0
     assert Work(100, matrix_operations=30).floor(bandwidth=50.0, matrix_rate=300.0) == 2.0
-    assert Work(1, 2) + Work(3, 4) == Work(4, 6)
+    assert Work(1, 2, 3) + Work(10, 20, 30) == Work(11, 22, 33)
+    assert Work(1, 2, 3).operations == 5
+    assert Work(100, vector_operations=10**9).floor(bandwidth=50.0) == 2.0  # they take no part in it
+
+
+@pytest.mark.parametrize(
+    ("name", "forward", "backward"),
+    [("group_norm", 8, 15), ("batch_norm", 8, 15), ("layer_norm", 8, 14), ("rms_norm", 5, 10)],
+)
+def test_operations_of_a_norm_are_so_many_an_element(name, forward, backward):
+    """Those of the two row norms with the residual's addition."""
+    benchmark = registry.load(name)
+    case = benchmark.cases[0]
+    assert case.variant == ("residual" if len(case.size) == 3 else "")
+    assert benchmark.forward_work(case).operations == forward * case.elements
+    assert benchmark.backward_work(case).operations == backward * case.elements
+
+
+def test_operations_of_a_convolution_and_a_chain_hold_the_norms():
+    single, chain = registry.load("conv_norm_act"), registry.load("conv_norm_act_chain")
+    case = single.cases[0]
+    assert case.variant == "training"
+    products = 2 * case.elements * case.size[1] * 9
+    assert single.forward_work(case).operations == products + 8 * case.elements
+    assert single.backward_work(case).operations == 2 * products + 15 * case.elements
+    case = chain.cases[0]
+    products = 2 * case.elements * case.size[1] * 9
+    assert chain.forward_work(case).operations == 8 * (products + 8 * case.elements)
 
 
 def test_norm_moves_its_tensors_once():

@@ -9,7 +9,7 @@ import torch
 
 import fastdl
 from fastdl.bench import __main__ as command
-from fastdl.bench import gpu, harness, registry, results
+from fastdl.bench import gpu, harness, registry, results, training
 from fastdl.bench.harness import Settings, measure
 from fastdl.bench.records import GRAPH, by_backend, from_json, is_ours, to_json
 from fastdl.bench.run import state_text
@@ -51,13 +51,17 @@ def test_a_run_that_ends_early_has_seen_every_size_the_largest_first(name):
 
 
 def test_the_time_is_shared_among_the_ops():
-    options = argparse.Namespace(time_limit=None)
+    options = argparse.Namespace(time_limit=None, shapes="full")
     assert command.time_limit_of(options, CPU) is None
-    assert command.time_limit_of(options, CUDA) == gpu.TIME_LIMIT < 480
+    assert command.time_limit_of(options, CUDA) == gpu.TIME_LIMIT < 480 - 120
     assert command.time_limit_of(argparse.Namespace(time_limit=60.0), CUDA) == 60.0
-    assert command.share_of_time(400.0, 2) == 200.0
-    assert command.share_of_time(250.0, 1) == 250.0
-    assert command.share_of_time(-3.0, 1) == 0.0
+    assert command.time_limit_of(argparse.Namespace(time_limit=None, shapes="default"), CPU) < 900
+    assert command.share_of_time(400.0, [500.0, 500.0]) == 200.0
+    assert command.share_of_time(400.0, [600.0, 200.0]) == 300.0
+    assert command.share_of_time(400.0, [100.0, 150.0]) == 250.0  # there is time for all: the slack is the first one's
+    assert command.share_of_time(250.0, [50.0]) == 250.0
+    assert command.share_of_time(90.0, [0.0, 0.0, 0.0]) == 90.0
+    assert command.share_of_time(-3.0, [10.0, 10.0]) == 0.0
     assert command.effort_for(CUDA, quick=False) == gpu.GPU
     assert command.effort_for(CPU, quick=True) == command.QUICK
 
@@ -105,7 +109,8 @@ def test_a_turn_is_taken_on_the_contenders_own_backend():
         seen.append(dispatch.requested())
 
     interleave({"ours": call, "ours/reference": call}, WallClock(), TINY, gpu.context_of)
-    assert seen == ["auto"] * 2 + ["reference"] * 2 + ["auto", "reference", "reference", "auto"]
+    assert seen[:4] == ["auto"] * 2 + ["reference"] * 2  # warm-up, and then two rounds in any order
+    assert sorted(seen[4:6]) == sorted(seen[6:]) == ["auto", "reference"]
     assert dispatch.requested() == "auto"
 
 
@@ -150,6 +155,9 @@ def a_pretended_gpu(monkeypatch):
     monkeypatch.setattr(harness, "count_sets", lambda *arguments: 2)
     monkeypatch.setattr(harness, "served_by", lambda *arguments: "cpu")
     monkeypatch.setattr(harness, "own_backends", lambda served_by: {"ours/reference": "reference"})
+    monkeypatch.setattr(harness, "peak_bytes", lambda name, call, device: len(name) * len(call(0)))
+    states = iter(range(1000, 2000))
+    monkeypatch.setattr(harness.clocks, "read", lambda device: {"graphics_mhz": next(states)})
     monkeypatch.setattr(
         harness,
         "time_replayed",
@@ -171,6 +179,83 @@ def test_a_case_is_measured_as_calls_and_replayed(a_pretended_gpu):
         assert list(calls.times) == list(replays.times) == ["ours", "eager", "ours/reference", "in place"]
         assert replays.times["ours"].median == pytest.approx(calls.times["ours"].median / 5)
         assert replays.floor == calls.floor
+    # Input, weight and bias: the pass whose memory is told ends with three gradients.
+    assert record.peak_bytes == {name: 3 * len(name) for name in record.measurements[0].times}
+    assert record.clocks == {"before": {"graphics_mhz": 1000}, "after": {"graphics_mhz": 1001}}
+    assert from_json(json.loads(json.dumps(to_json(record)))) == record
+
+
+class Allocator:
+    """A GPU's allocator: what is held, and the most that was since the last reset."""
+
+    def __init__(self, monkeypatch, held=0):
+        self.held = self.peak = held
+        for name in ("synchronize", "reset_peak_memory_stats", "memory_allocated", "max_memory_allocated"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+
+    def synchronize(self, device=None):
+        pass
+
+    def reset_peak_memory_stats(self, device=None):
+        self.peak = self.held
+
+    def memory_allocated(self, device=None):
+        return self.held
+
+    def max_memory_allocated(self, device=None):
+        return self.peak
+
+    def take(self, size):
+        self.held += size
+        self.peak = max(self.peak, self.held)
+
+
+def test_the_peak_is_that_of_a_call_beyond_what_was_held(monkeypatch):
+    gpu_memory = Allocator(monkeypatch, held=1000)
+    backends, calls = [], []
+
+    def call(index):
+        backends.append(dispatch.requested())
+        calls.append(index)
+        gpu_memory.take(500 if len(calls) == 1 else 0)  # a workspace that the library keeps
+        gpu_memory.take(70)
+        gpu_memory.take(-70)
+
+    assert gpu.peak_bytes("ours/reference", call, CUDA) == 70
+    assert calls == [0, 1]
+    assert backends == ["reference"] * 2
+
+
+def test_a_networks_peak_holds_its_weights(monkeypatch):
+    gpu_memory = Allocator(monkeypatch, held=1000)
+    steps = []
+
+    def stepper(contender, name, device, dtype):
+        gpu_memory.take(300)  # the network and its optimizer
+
+        def step(images, labels):
+            steps.append((contender, dtype))
+            gpu_memory.take(900 if len(steps) == 1 else 50)  # the first one tries kernels, with large workspaces
+            gpu_memory.take(-900 if len(steps) == 1 else -50)
+
+        return step
+
+    monkeypatch.setattr(training, "stepper", stepper)
+    _, peak = training.step_and_peak("ours", "resnet18", torch.ones(1), torch.ones(1), "bfloat16")
+    assert peak == 350
+    assert steps == [("ours", "bfloat16")] * (1 + training.MEMORY_STEPS)
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_a_gpu_has_cases_of_its_own_of_every_op(name):
+    benchmark = registry.load(name)
+    cases = benchmark.cases_on("cuda")
+    assert cases == benchmark.gpu_cases
+    assert len({case.key for case in cases}) == len(cases)
+    assert max(case.tensor_bytes for case in cases) >= 2 * max(case.tensor_bytes for case in benchmark.cases)
+    assert any(case.quick for case in cases)
+    for case in cases:
+        assert benchmark.forward_work(case).operations > 0
 
 
 def test_a_large_case_is_not_replayed(a_pretended_gpu, monkeypatch):

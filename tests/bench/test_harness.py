@@ -150,6 +150,17 @@ def test_the_pool_is_as_it_was_after_each_state_was_measured(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
+def test_compiling_with_every_kernel_chosen_by_timing_is_a_contender_if_asked_for():
+    benchmark = replace(registry.load("group_norm"), peers=())
+    record = measure(benchmark, GROUP, Settings(effort=TINY, autotune=True))
+    names = list(record.measurements[0].times)
+    assert names == ["ours", "eager", "compile", "compile max-autotune"]
+    assert list(record.measurements[1].times) == names
+    assert "compile max-autotune" not in measure(benchmark, GROUP, Settings(effort=TINY)).saved_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
 def test_compile_is_one_of_the_contenders():
     record = measure(registry.load("batch_norm"), BATCH, Settings(effort=TINY))
     assert "compile" in record.measurements[0].times or "compile" in record.rejected

@@ -1,6 +1,7 @@
 """Taking turns, medians and quartiles, with a clock that the test winds."""
 
 import gc
+import itertools
 
 import pytest
 
@@ -28,12 +29,18 @@ def contenders(*names):
 EFFORT = Effort(seconds=1.0, warm_up=0.0, batch=0.0, least_rounds=4, most_rounds=50)
 
 
-def test_every_contender_has_one_turn_in_every_round_and_the_order_shifts():
-    timer = FakeTimer({"a": 1.0, "b": 1.0, "c": 1.0})
+def test_every_contender_has_one_turn_in_every_round_behind_another_one_each_time():
+    timer = FakeTimer({"a": 0.01, "b": 0.01, "c": 0.01})
     times = interleave(contenders("a", "b", "c"), timer, EFFORT)
     turns = [name for name, _, _ in timer.turns][6:]  # two warm-up calls each come first
-    assert turns == ["a", "b", "c", "b", "c", "a", "c", "a", "b", "a", "b", "c"]
-    assert {name: times[name].rounds for name in times} == {"a": 4, "b": 4, "c": 4}
+    assert {name: times[name].rounds for name in times} == {"a": 34, "b": 34, "c": 34}
+    rounds = [turns[i : i + 3] for i in range(0, len(turns), 3)]
+    assert all(sorted(order) == ["a", "b", "c"] for order in rounds)
+    pairs = {(first, second) for order in rounds for first, second in itertools.pairwise(order)}
+    assert len(pairs) == 6
+    before = len(timer.turns)
+    interleave(contenders("a", "b", "c"), timer, EFFORT)
+    assert [name for name, _, _ in timer.turns[before + 6 :]] == turns  # the same in every run
 
 
 def test_inputs_go_round_across_contenders():

@@ -32,6 +32,21 @@ def test_their_first_losses_agree():
     assert losses[0][0] != losses[0][2]
 
 
+def test_in_lower_precision_the_weights_stay_float32_and_the_loss_is_near():
+    images, labels = training.random_batch(4)
+    lower, full = (training.stepper("ours", "resnet18", training.CPU, dtype) for dtype in ("bfloat16", "float32"))
+    first, expected = float(lower(images, labels)), float(full(images, labels))
+    assert first != expected
+    assert first == pytest.approx(expected, rel=0.05)
+
+
+def test_a_wrong_device_is_named(capsys):
+    with pytest.raises(SystemExit) as caught:
+        training.main(["--device", "cuda:99"])
+    assert caught.value.code == 2
+    assert "CUDA devices here" in capsys.readouterr().err
+
+
 def test_curves_are_compared_by_means_of_ten():
     flat, stepped = [1.0] * 20, [1.0] * 10 + [3.0] * 10
     assert training.distance(flat, flat) == 0
@@ -42,7 +57,7 @@ def test_curves_are_compared_by_means_of_ten():
 
 def test_the_command_writes_its_part_and_keeps_the_rest(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(training, "IMAGE", 8)
-    monkeypatch.setattr(training, "measure_peak", lambda contender, name, batch: 1_000_000)
+    monkeypatch.setattr(training, "measure_peak", lambda contender, name, batch, dtype: 1_000_000)
     path = tmp_path / f"{training.machine.slug(torch.device('cpu'))}.json"
     path.write_text(json.dumps({"format": 1, "machine": {"name": "here"}, "operators": {"kept": {}}}))
     options = ["--batch", "2", "--seconds", "0", "--no-compile", "--output-dir", str(tmp_path)]
@@ -54,7 +69,15 @@ def test_the_command_writes_its_part_and_keeps_the_rest(tmp_path, monkeypatch, c
     assert set(part["times"]) == {"ours", "eager NCHW", "eager NHWC"}
     assert part["peak_bytes"]["ours"] == 1_000_000
     assert all(row["median"] > 0 for row in part["times"].values())
+    assert part["threads"] == torch.get_num_threads()
     assert "eager NHWC" in capsys.readouterr().out
+    monkeypatch.setattr(training, "time_steps", lambda *arguments: pytest.fail("these steps are there already"))
+    assert training.main([*options, "--resume"]) == 0
+    assert "measured on" in capsys.readouterr().out
+    assert json.loads(path.read_text()) == content
+    monkeypatch.setattr(training.machine, "commit", lambda: "another")
+    with pytest.raises(pytest.fail.Exception, match="there already"):
+        training.main([*options, "--resume"])
     path.write_text("not JSON")
     assert training.main(options) == 1
     assert path.read_text() == "not JSON"
