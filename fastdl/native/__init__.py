@@ -19,11 +19,19 @@ CUDACXX, CUDA_HOME  nvcc, or the toolkit that it is in; see ``cuda_toolkit.find_
 This package imports nothing else of fastdl: ``setup.py`` uses it before fastdl is installed.
 """
 
-from .loader import PREBUILT, Loader
+from .loader import PREBUILT, Loader, without_forks
 from .status import FastdlWarning, NativeStatus, NativeUnavailableError
 from .targets import TARGETS
 
-__all__ = ["FastdlWarning", "Loader", "NativeStatus", "NativeUnavailableError", "load", "status_without_building"]
+__all__ = [
+    "FastdlWarning",
+    "Loader",
+    "NativeStatus",
+    "NativeUnavailableError",
+    "load",
+    "status_without_building",
+    "without_forks",
+]
 
 # A wheel holds the CPU library in `prebuilt`, and the CUDA library below it.
 _loaders = {"cpu": Loader(), "cuda": Loader(prebuilt=PREBUILT / "cuda", target=TARGETS["cuda"])}

@@ -61,6 +61,13 @@ if hasattr(os, "register_at_fork"):
     )
 
 
+@contextlib.contextmanager
+def without_forks() -> Iterator[None]:
+    """Within it no other thread forks: for what a first call looks up and imports, under locks as those of loading."""
+    with _loading:
+        yield
+
+
 class Loader:
     """Loads one library of a source tree; the process's own are behind ``fastdl.native.load``."""
 

@@ -239,6 +239,11 @@ def use_backend(name: str) -> Iterator[None]:
 @cache
 def implementation(op: str, backend: str) -> Implementation:
     """The kernels of ``op`` on ``backend``, loaded once."""
+    with native.without_forks():
+        return _implementation(op, backend)
+
+
+def _implementation(op: str, backend: str) -> Implementation:
     if backend in (BY_MEASUREMENT, BY_MEASUREMENT_ON_CPU):
         return _by_measurement(op, backend)
     if backend == VENDOR:
@@ -285,6 +290,11 @@ def choose(op: str, request: str, device: str, dtype: torch.dtype) -> str:
     where it was measured, layout and size decide, call by call. Raises BackendError where a backend asked for by name
     is missing or does not serve this device or dtype.
     """
+    with native.without_forks():
+        return _choose(op, request, device, dtype)
+
+
+def _choose(op: str, request: str, device: str, dtype: torch.dtype) -> str:
     if request == "reference":
         return request
     if request == "auto":
