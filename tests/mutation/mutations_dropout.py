@@ -67,7 +67,7 @@ MUTATIONS = [
         "triton_dropout_ragged_end",
         TRITON,
         "valid = (column < width) & (call < calls)[:, None]",
-        "valid = (column <= width) & (call < calls)[:, None]",
+        "valid = (column < width - 1) & (call < calls)[:, None]",
     ),
     Mutation(
         "triton_dropout_chooses",
