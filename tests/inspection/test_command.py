@@ -86,7 +86,8 @@ def cells(text: str, column: str) -> dict[str, str]:
     return found
 
 
-def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")  # whatever terminal the tests run in: notes are wrapped at its width
     assert cli.main(["inspect", "*", "--arch", "sm_90"]) == 0
     text = capsys.readouterr().out
     assert f"sm_90 · Triton · {triton_code.versions()}, " in text
