@@ -33,12 +33,22 @@ def dropout(input: Tensor, residual: Tensor | None, seed: Tensor, dropout_p: flo
     """
     width = input.shape[-1] if input.ndim else 1
     rows = torch.arange(input.numel() // max(width, 1), device=input.device).unsqueeze(1)
-    columns = torch.arange(width, device=input.device)
-    kept = keep(seed.to(input.device), dropout_p, torch.zeros_like(rows), rows >> 32, rows & _WORD, columns)
+    kept = keep_in_rows(seed.to(input.device), dropout_p, rows, width)
     wide = input.to(accumulation_dtype(input.dtype))
     # A product, not a choice: NaN and infinity go through as torch lets them.
     scaled = wide * (kept.to(wide.dtype) * scale_of_kept(dropout_p)).reshape(input.shape)
     return (scaled if residual is None else scaled + residual).to(input.dtype)
+
+
+def keep_in_rows(seed: Tensor, dropout_p: float, rows: Tensor, width: int) -> Tensor:
+    """`keep` of the values of whole rows, (R, width) for ``rows`` (R, 1): a call for each eight of them."""
+    seed = seed.reshape(()).to(torch.int64)
+    octets = torch.arange((width + CHOICES_OF_A_CALL - 1) // CHOICES_OF_A_CALL, device=rows.device)
+    zero = torch.zeros_like(rows + octets)
+    counter = (octets + zero, (rows & _WORD) + zero, (rows >> 32) + zero, zero)
+    words = torch.stack(philox(counter, (seed & _WORD, (seed >> 32) & _WORD)), dim=-1)
+    levels = torch.stack((words & (LEVELS - 1), words >> 16), dim=-1)
+    return (levels >= dropped_levels(dropout_p)).flatten(1)[:, :width]
 
 
 def scale_of_kept(dropout_p: float) -> float:

@@ -32,7 +32,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_small_transformer_learns_the_digits(tmp_path: Path) -> None:
     """The recipe as it is, over 95 % of digits that it has not seen."""
-    folder = vit.run(vit.Options(dataset="digits", output_dir=tmp_path, backend="reference"))
+    folder = vit.run(vit.Options(dataset="digits", output_dir=tmp_path))
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert results["complete"]
     assert results["runs"][0]["test_accuracy"] > 0.95
