@@ -220,6 +220,7 @@ def test_deeper_blocks_are_left_out_more_often() -> None:
 
 
 def test_dropout_everywhere_in_training() -> None:
+    torch.manual_seed(2)  # two images may by chance lose the same branches twice
     for name in ("dropout", "attention_dropout", "stochastic_depth"):
         model = built(**{name: 0.5}).train()
         assert not torch.equal(model(images()), model(images())), name
