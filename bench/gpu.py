@@ -101,14 +101,4 @@ def time_replayed(
     if not captured:
         return {}, failed
     times = interleave(captured, timer, replace(effort, batch=0.0))
-    return {name: _divided(spread, count) for name, spread in times.items()}, failed
-
-
-def _divided(spread: Spread, count: int) -> Spread:
-    return Spread(
-        spread.median / count,
-        spread.lower_quartile / count,
-        spread.upper_quartile / count,
-        spread.rounds,
-        spread.calls_per_round * count,
-    )
+    return {name: spread.of_one(count) for name, spread in times.items()}, failed

@@ -7,11 +7,11 @@ its last case is done. So an interrupted run keeps what it has measured and cost
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from fastdl.native.files import atomic_write
 
 from .records import CaseRecord, from_json, to_json
 from .summary import call_overhead, saved_ratio, summarise
@@ -75,19 +75,8 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replaces a file at once: a reader, or a kill at any moment, finds the old content or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with atomic_write(path) as file:
+        file.write(text.encode())
 
 
 def part(run: Run, records: list[CaseRecord]) -> dict[str, Any]:

@@ -28,6 +28,16 @@ class Spread:
     rounds: int
     calls_per_round: int
 
+    def of_one(self, count: int) -> Spread:
+        """Of one of ``count`` calls that were timed together."""
+        return Spread(
+            self.median / count,
+            self.lower_quartile / count,
+            self.upper_quartile / count,
+            self.rounds,
+            self.calls_per_round * count,
+        )
+
     @property
     def relative(self) -> float:
         """The interquartile range as a share of the median."""

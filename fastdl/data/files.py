@@ -1,43 +1,17 @@
-"""Writing files so that no reader ever sees half of one, hashing them, and where the cache lies."""
+"""Writing JSON whole, sweeping up after killed writers, hashing files, and where the cache lies."""
 
 from __future__ import annotations
 
 import glob
 import hashlib
 import json
-import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from fastdl.native.cache import candidate_roots
+from fastdl.native.files import TEMPORARY_SUFFIX, atomic_write
 
 __all__ = ["atomic_write", "cache_directory", "file_digest", "remove_leftovers", "write_json"]
-
-_TEMPORARY_SUFFIX = ".fastdl-tmp"
-
-
-@contextmanager
-def atomic_write(path: Path | str) -> Iterator[BinaryIO]:
-    """Open a temporary file beside ``path`` that takes its place when the block ends without an error.
-
-    A process that is killed while writing leaves the old file, or none, under ``path``; the temporary file that it
-    leaves behind is swept up by :func:`remove_leftovers`.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -48,7 +22,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def remove_leftovers(path: Path) -> None:
     """Delete what writers of ``path`` that were killed left beside it; the caller holds the lock of ``path``."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{_TEMPORARY_SUFFIX}"):
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{TEMPORARY_SUFFIX}"):
         leftover.unlink(missing_ok=True)
 
 

@@ -8,13 +8,13 @@ run reads files and starts no compiler.
 import contextlib
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 from fastdl.native import cache as native_cache
+from fastdl.native.files import atomic_write
 
 from .resources import Resources, from_json, to_json
 
@@ -42,7 +42,8 @@ def remember(description: str, make: Callable[[], dict[str, Resources]]) -> dict
             os.utime(path)
         return found
     made = make()
-    _write(path, to_json(made))
+    with atomic_write(path) as file:
+        file.write(to_json(made).encode())
     _prune(path.parent)
     return made
 
@@ -61,17 +62,6 @@ def _folder() -> Path:
     folder = native_cache.writable_root() / FOLDER
     folder.mkdir(exist_ok=True)
     return folder
-
-
-def _write(path: Path, text: str) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _prune(folder: Path) -> None:

@@ -140,7 +140,7 @@ class Trials:
             return {names[name]: spread for name, spread in times.items()}
         calls, count = captured
         times = interleave(calls, self.timer, replace(effort, batch=0.0))
-        return {names[name]: per_call(spread, count) for name, spread in times.items()}
+        return {names[name]: spread.of_one(count) for name, spread in times.items()}
 
     def _captured(self, names: Mapping[str, Sizes]) -> tuple[dict[str, Call], int] | None:
         """Each call as a graph, and how many calls one holds; None where one of them cannot be captured."""
@@ -157,17 +157,6 @@ class Trials:
                 self.capture = None
                 return None
         return calls, count
-
-
-def per_call(spread: Spread, count: int) -> Spread:
-    """Of one of ``count`` calls."""
-    return Spread(
-        spread.median / count,
-        spread.lower_quartile / count,
-        spread.upper_quartile / count,
-        spread.rounds,
-        spread.calls_per_round * count,
-    )
 
 
 def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:

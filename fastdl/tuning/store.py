@@ -15,7 +15,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ import torch
 from fastdl import native
 from fastdl.native import cpu_features
 from fastdl.native.cache import readable_roots, writable_root
+from fastdl.native.files import atomic_write
 from fastdl.native.sources import find_csrc
 
 if sys.platform != "win32":
@@ -235,7 +235,8 @@ def update(
         for part, added in (("sizes", sizes), ("backends", backends)):
             for name, entries in (added or {}).items():
                 content[part].setdefault(name, {}).update(entries)
-        _write(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+        with atomic_write(path) as file:
+            file.write(json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
     return path
 
 
@@ -257,18 +258,3 @@ def _locked(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _write(path: Path, text: str) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

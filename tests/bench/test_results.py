@@ -81,7 +81,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     def fail(descriptor):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(results.os, "fsync", fail)
+    monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="disk is full"):
         results.write_text(path, "new")
     assert path.read_text() == "old"
