@@ -33,7 +33,8 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#666666"
 # Okabe and Ito's yellow is left out: it cannot be seen on white paper.
 OPERATOR_COLOURS = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, BLACK, GREY)
-OPERATOR_STYLES = tuple(zip(OPERATOR_COLOURS, ("o", "s", "^", "D", "v", "P", "X", "*"), strict=True))
+# Shapes wide enough to be told filled from hollow: crosses and stars were not.
+OPERATOR_STYLES = tuple(zip(OPERATOR_COLOURS, ("o", "s", "^", "D", "v", "h", "<", "p"), strict=True))
 BASELINE_COLOURS = dict(zip(BASELINES, (BLUE, ORANGE), strict=True))
 BASELINE_HATCHES = dict(zip(BASELINES, ("", "///"), strict=True))
 BASELINE_NAMES = {"eager": "over eager torch", "compile": "over torch.compile"}
