@@ -18,6 +18,7 @@ __all__ = ["main"]
 
 _USAGE_ERROR = 2
 _INTERRUPTED = 130
+_TIME_IS_UP = 75  # of sysexits.h: temporary, the same command goes on
 _TERMINATED = 143  # what fastdl.training makes of SIGTERM: 128 and the signal's number
 
 # What the extra "train" brings, by the name it is imported under.
@@ -55,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if type(error).__name__ == "TimeLimitReached":  # its module brings Lightning, which most commands do without
+            print(f"fastdl: {error}. {_how_to_continue(words)}", file=sys.stderr)
+            return _TIME_IS_UP
         message = _user_message(error)
         if message is None:
             raise
@@ -95,14 +99,10 @@ def _help() -> str:
 
 
 def _experiment(words: list[str]) -> int:
-    from fastdl.experiments import EXPERIMENTS, load_experiment
+    from fastdl.experiments import load_experiment
 
     if not words or words[0] in ("-h", "--help"):
-        print("usage: fastdl experiment NAME [OPTIONS]\n")
-        width = max(map(len, EXPERIMENTS))
-        for name, summary in EXPERIMENTS.items():
-            print(f"  {name:{width}}  {summary}")
-        print("\nfastdl experiment NAME --help tells the options of one.")
+        _print_experiments("experiment")
         return 0 if words else _USAGE_ERROR
     experiment = load_experiment(words[0])
     import tyro
@@ -110,9 +110,37 @@ def _experiment(words: list[str]) -> int:
     prog = f"fastdl experiment {experiment.name}"
     options = tyro.cli(experiment.options, prog=prog, args=words[1:])
     folder = experiment.run(options)
-    report = folder / "results.md"
-    print(f"\n{report.read_text(encoding='utf-8')}\nWritten to {folder}: results.json, results.md, *.png, *.svg, runs/")
+    report = folder / ("report.md" if options.lang == "en" else f"report.{options.lang}.md")
+    print(f"\n{report.read_text(encoding='utf-8')}\nWritten to {folder}: results.json, {report.name}, HTML, figures, runs/")
     return 0
+
+
+def _report(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        _print_experiments("report")
+        return 0 if words else _USAGE_ERROR
+    from fastdl.experiments.commands import report
+
+    return report(words)
+
+
+def _search(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        _print_experiments("search")
+        return 0 if words else _USAGE_ERROR
+    from fastdl.experiments.commands import search
+
+    return search(words)
+
+
+def _print_experiments(command: str) -> None:
+    from fastdl.experiments import EXPERIMENTS
+
+    print(f"usage: fastdl {command} NAME [OPTIONS]\n")
+    width = max(map(len, EXPERIMENTS))
+    for name, summary in EXPERIMENTS.items():
+        print(f"  {name:{width}}  {summary}")
+    print(f"\nfastdl {command} NAME --help tells the options of one.")
 
 
 def _train(words: list[str]) -> int:
@@ -198,6 +226,8 @@ _COMMANDS = {
     "train": Command("train a model by its recipe, or continue it", _train),
     "explain": Command("draw what a trained model looks at", _explain),
     "experiment": Command("run a controlled experiment, or continue it", _experiment),
+    "report": Command("write the report of an experiment again, in English or Korean", _report),
+    "search": Command("search the best learning rate of every arm of an experiment", _search),
     "demo": Command("a few minutes of everything: parity, speed, a small experiment", _demo),
     "bench": Command("measure the ops beside eager torch, torch.compile and the machine's limit", _bench),
     "doctor": Command("tell what works on this machine", _doctor),
@@ -208,7 +238,7 @@ _COMMANDS = {
 
 
 def _how_to_continue(words: list[str]) -> str:
-    if words[:1] in (["experiment"], ["train"]):
+    if words[:1] in (["experiment"], ["search"], ["train"]):
         # A second --no-resume would move aside what has just been made.
         again = [word for word in words if word != "--no-resume"]
         return f"What is done is kept; continue with: fastdl {shlex.join(again)}"

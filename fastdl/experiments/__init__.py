@@ -1,7 +1,7 @@
-"""Controlled experiments: each one file with its options, its run configurations and its report.
+"""Controlled experiments: each one file with its claims, its protocols and the configurations of its runs.
 
-An experiment joins by a module with a frozen dataclass ``Options``, which is its command line, and a function
-``run(options)``, and by a line in ``EXPERIMENTS``.
+An experiment joins by a module with a frozen dataclass ``Options``, which is its command line, an `ExperimentDefinition`
+called ``DEFINITION``, and a function ``run(options)``, and by a line in ``EXPERIMENTS``.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ __all__ = ["EXPERIMENTS", "Experiment", "load_experiment"]
 
 EXPERIMENTS = {
     "sigmoid_vs_relu": "accuracy of Sigmoid and ReLU networks of 1 to 8 conv-norm-act blocks",
+    "batchnorm_vs_groupnorm": "accuracy of BatchNorm and GroupNorm networks with batches of 2 to 128",
+    "conv_activation_norm_position": "accuracy by the order of convolution, norm and activation in 8 blocks",
 }
 """Experiments by name, each with a line that says what it measures."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment: the dataclass of its options, and the function that takes an instance and runs it."""
+    """An experiment: the dataclass of its options, the function that takes an instance and runs it, and what it is."""
 
     name: str
     options: type[Any]
     run: Callable[[Any], Any]
+    definition: Any
 
 
 def load_experiment(name: str) -> Experiment:
@@ -33,4 +36,4 @@ def load_experiment(name: str) -> Experiment:
     if name not in EXPERIMENTS:
         raise ValueError(f"there is no experiment {name!r}; there is {', '.join(EXPERIMENTS)}")
     module = importlib.import_module(f"fastdl.experiments.{name}")
-    return Experiment(name, module.Options, module.run)
+    return Experiment(name, module.Options, module.run, module.DEFINITION)

@@ -9,9 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
-__all__ = ["Arm", "Claim", "Difference", "Equivalence", "Measurements", "Trend", "arms_of", "contrasts"]
+__all__ = [
+    "Arm",
+    "Claim",
+    "Difference",
+    "Equivalence",
+    "Measurements",
+    "Trend",
+    "arms_of",
+    "claim_from_dict",
+    "claim_to_dict",
+    "contrasts",
+]
 
 Arm = tuple[str | int | float, ...]
 """An arm by its factors, such as ``("relu", 8)``."""
@@ -73,6 +85,36 @@ class Trend:
 
 
 Claim = Difference | Equivalence | Trend
+
+
+_KINDS: dict[str, type[Difference] | type[Equivalence] | type[Trend]] = {
+    "difference": Difference,
+    "equivalence": Equivalence,
+    "trend": Trend,
+}
+
+
+def claim_to_dict(claim: Claim) -> dict[str, Any]:
+    """A claim as values that JSON can hold."""
+    (kind,) = [name for name, cls in _KINDS.items() if type(claim) is cls]
+    return {"kind": kind, **asdict(claim), "text": dict(claim.text)}
+
+
+def claim_from_dict(content: Mapping[str, Any]) -> Claim:
+    """The claim that `claim_to_dict` wrote; raises ValueError for anything else."""
+    values = dict(content)
+    kind = values.pop("kind", None)
+    if kind not in _KINDS:
+        raise ValueError(f"a claim must be one of {', '.join(_KINDS)}; got kind {kind!r}")
+    for name in ("arm", "other", "at"):
+        if name in values:
+            values[name] = tuple(values[name])
+    if "arms" in values:
+        values["arms"] = tuple(map(tuple, values["arms"]))
+    try:
+        return _KINDS[kind](**values)
+    except TypeError as error:
+        raise ValueError(f"this is no claim of kind {kind!r}: {error}") from error
 
 
 def arms_of(claim: Claim) -> tuple[Arm, ...]:

@@ -1,16 +1,30 @@
-"""Types of command-line options that the experiments share."""
+"""The command-line options that the experiments share, and their types."""
 
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import torch
 import tyro
 
 import fastdl
 
-__all__ = ["IntegerList", "Seeds", "default_backend", "resolve_backend", "resolve_device"]
+if TYPE_CHECKING:
+    from fastdl.experiments.definition import ExperimentDefinition, Protocol
+
+__all__ = [
+    "CommonOptions",
+    "IntegerList",
+    "Seeds",
+    "complete",
+    "default_backend",
+    "protocol_of",
+    "resolve_backend",
+    "resolve_device",
+]
 
 
 def parse_integers(text: str) -> tuple[int, ...]:
@@ -108,3 +122,115 @@ def resolve_backend(name: str) -> str:
     if not statuses[name].available:
         raise ValueError(f"backend {name!r} is not available: {statuses[name].reason}")
     return name
+
+
+@dataclass(frozen=True)
+class CommonOptions:
+    """What every experiment takes. None stands for what the protocol says, see `complete`."""
+
+    protocol: Literal["smoke", "cpu", "full"] | None = None
+    """smoke: the digits that come with scikit-learn, in under a minute. cpu: CIFAR on two cores in under an hour. full: CIFAR on a GPU. By the data set and the device if it is not given."""  # noqa: E501
+    dataset: Literal["digits", "cifar10", "cifar100"] | None = None
+    """Data to train on in place of the protocol's; what is not digits is looked for and fetched if need be."""
+    data_dir: Path | None = None
+    """Folder of the data sets; $FASTDL_DATA if it is not given."""
+    seeds: Seeds | None = None
+    """How many seeds (3 means 0, 1 and 2), or which ones (as 0,5)."""
+    epochs: int | None = None
+    """Passes over the training data."""
+    batch_size: int | None = None
+    """Examples of a step."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    backend: str = field(default_factory=default_backend)
+    """Kernels of the fused ops: auto, reference, cpu, triton or cuda."""
+    output_dir: Path | None = None
+    """Folder of the results; runs/EXPERIMENT/PROTOCOL if it is not given."""
+    resume: bool = True
+    """Continue what the folder holds; --no-resume moves it aside and starts anew."""
+    time_limit: float | None = None
+    """Stop after so many minutes, in the midst of a run if need be; the same command continues."""
+    jobs: int | None = None
+    """Runs at the same time, each in a process of its own; one for each core, or one on a GPU, if it is not given."""
+    width: int | None = None
+    """Channels of every block."""
+    learning_rate: float | None = None
+    """Of stochastic gradient descent, at its peak."""
+    learning_rates: Path | None = None
+    """best.json of `fastdl search`: every arm is trained with the learning rate that was best for it."""
+    threads: int | None = None
+    """CPU threads of a run."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] | None = None
+    """Of the training; 16-mixed needs a GPU."""
+    gradient_clip_norm: float | None = 5.0
+    """Largest norm of the gradient; None does not clip."""
+    early_stopping_patience: int | None = None
+    """Stop after so many epochs without a better validation accuracy; None trains to the end."""
+    train_examples: int | None = None
+    """Use only so many training examples; 0 for all."""
+    checkpoint_seconds: float = 30.0
+    """Write a checkpoint after so many seconds, and at the end of each epoch."""
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Where else to log; CSV and JSONL are always written."""
+    lang: Literal["en", "ko"] = "en"
+    """Language of the report."""
+
+
+_Options = TypeVar("_Options", bound=CommonOptions)
+
+
+def protocol_of(options: CommonOptions, definition: ExperimentDefinition) -> tuple[str, Protocol]:
+    """The protocol that options name or mean, and its name.
+
+    Raises:
+        ValueError: the data set is none for the protocol.
+    """
+    name: str
+    if options.protocol is not None:
+        name = options.protocol
+    elif options.dataset in (None, "digits"):
+        name = "smoke"
+    else:
+        name = "cpu" if resolve_device(options.device) == "cpu" else "full"
+    protocol = definition.protocols[name]
+    if options.dataset is not None and (options.dataset == "digits") != (protocol.dataset == "digits"):
+        raise ValueError(
+            f"protocol {name!r} is made for {protocol.dataset}, got dataset {options.dataset!r}; "
+            f"choose another protocol, or leave it out"
+        )
+    return name, protocol
+
+
+def complete(options: _Options, definition: ExperimentDefinition) -> _Options:
+    """The options with everything that the protocol decides filled in, and the device and the backend resolved.
+
+    Raises:
+        ValueError: a value does not fit.
+    """
+    name, protocol = protocol_of(options, definition)
+    device = resolve_device(options.device)
+    filled: dict[str, Any] = {
+        "dataset": protocol.dataset,
+        "seeds": tuple(range(protocol.seeds)),
+        "epochs": protocol.epochs,
+        "batch_size": protocol.batch_size,
+        "learning_rate": protocol.learning_rate,
+        "width": protocol.model["width"],
+        "threads": protocol.threads,
+        "precision": protocol.precision,
+        "train_examples": protocol.train_examples or 0,
+        "jobs": protocol.jobs or ((os.cpu_count() or 1) if device == "cpu" else 1),
+        **protocol.levels,
+    }
+    given = {key: value for key in filled if (value := getattr(options, key)) is not None}
+    if options.seeds is not None and not options.seeds:
+        raise ValueError("seeds must hold at least one seed")
+    if options.checkpoint_seconds < 0:
+        raise ValueError(f"checkpoint_seconds must be 0 or more, got {options.checkpoint_seconds}")
+    if options.time_limit is not None and options.time_limit <= 0:
+        raise ValueError(f"time_limit must be above 0 minutes, got {options.time_limit}")
+    if options.jobs is not None and options.jobs < 1:
+        raise ValueError(f"jobs must be 1 or more, got {options.jobs}")
+    return replace(
+        options, **{**filled, **given}, protocol=name, device=device, backend=resolve_backend(options.backend)
+    )

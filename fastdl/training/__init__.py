@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from fastdl.training.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 
 if TYPE_CHECKING:
-    from fastdl.training.checkpoint import CheckpointPolicy
-    from fastdl.training.run import RunResult, load_result, train_classifier
+    from fastdl.training.checkpoint import CheckpointPolicy, TimeLimitReached
+    from fastdl.training.result import RunResult, load_result
+    from fastdl.training.run import train_classifier
 
 __all__ = [
     "CheckpointPolicy",
@@ -22,6 +23,7 @@ __all__ = [
     "OptimizerConfig",
     "RunConfig",
     "RunResult",
+    "TimeLimitReached",
     "TrainingConfig",
     "load_result",
     "train_classifier",
@@ -29,8 +31,9 @@ __all__ = [
 
 _LAZY = {
     "CheckpointPolicy": "fastdl.training.checkpoint",
-    "RunResult": "fastdl.training.run",
-    "load_result": "fastdl.training.run",
+    "TimeLimitReached": "fastdl.training.checkpoint",
+    "RunResult": "fastdl.training.result",
+    "load_result": "fastdl.training.result",
     "train_classifier": "fastdl.training.run",
 }
 

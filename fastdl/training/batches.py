@@ -73,6 +73,15 @@ class EvaluationBatches:
         chosen = slice(number * self._batch_size, (number + 1) * self._batch_size)
         return self._normalize(self._images[chosen]), self._labels[chosen]
 
+    @property
+    def batch_size(self) -> int:
+        """Examples of a batch."""
+        return self._batch_size
+
+    def examples(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return the first ``count`` examples, or all if there are fewer, as `batch` returns those of a batch."""
+        return self._normalize(self._images[:count]), self._labels[:count]
+
     def _normalize(self, images: Tensor) -> Tensor:
         return torch.addcmul(self._shift, images.to(torch.float32), self._scale).permute(0, 3, 1, 2)
 

@@ -16,9 +16,13 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from fastdl.data.files import atomic_write
 
-__all__ = ["AtomicCheckpointIO", "CheckpointPolicy", "ResumableCheckpoint", "latest_checkpoint"]
+__all__ = ["AtomicCheckpointIO", "CheckpointPolicy", "ResumableCheckpoint", "TimeLimitReached", "latest_checkpoint"]
 
 _LOGGER = logging.getLogger(__name__)
+
+
+class TimeLimitReached(Exception):  # noqa: N818 (nothing went wrong)
+    """The time for the training is up; what was done is in a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,13 @@ class CheckpointPolicy:
         every_seconds: also within an epoch when so much time has passed since the last one.
         every_steps: also after every so many steps; None writes by time alone.
         keep: number of checkpoints that stay, so that a damaged one has a predecessor.
+        deadline: write one and raise `TimeLimitReached` when ``time.monotonic()`` has come to this; None never.
     """
 
     every_seconds: float = 30.0
     every_steps: int | None = None
     keep: int = 2
+    deadline: float | None = None
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -70,19 +76,38 @@ class ResumableCheckpoint(Checkpoint):
             return
         every = self._policy.every_steps
         due = every is not None and trainer.global_step % every == 0
-        if due or time.monotonic() - self._last >= self._policy.every_seconds:
+        late = self._is_late()
+        if due or late or time.monotonic() - self._last >= self._policy.every_seconds:
             self._save(trainer)
+        if late:
+            raise TimeLimitReached
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save(trainer)
+        if self._is_late() and trainer.current_epoch + 1 < (trainer.max_epochs or 0):
+            raise TimeLimitReached
+
+    def _is_late(self) -> bool:
+        return self._policy.deadline is not None and time.monotonic() >= self._policy.deadline
 
     def _save(self, trainer: pl.Trainer) -> None:
-        for logger in trainer.loggers:
-            logger.save()
-        trainer.save_checkpoint(self._directory / f"step-{trainer.global_step:08d}.ckpt")
+        self._last = time.monotonic()
+        path = self._directory / f"step-{trainer.global_step:08d}.ckpt"
+        try:
+            for logger in trainer.loggers:
+                logger.save()
+            trainer.save_checkpoint(path)
+        except OSError as error:
+            # A full disk may have room again before the next one. The run itself needs none to go on.
+            _LOGGER.warning(
+                "The checkpoint %s could not be written (%s). Training goes on; if it is interrupted now, it continues "
+                "from the checkpoint before.",
+                path,
+                error,
+            )
+            return
         for old in _newest_first(self._directory)[self._policy.keep :]:
             old.unlink(missing_ok=True)
-        self._last = time.monotonic()
 
 
 def latest_checkpoint(directory: Path) -> tuple[Path, int] | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import lightning.pytorch as pl
 import safetensors.torch
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
@@ -26,42 +26,18 @@ from fastdl.training.batches import BatchNumbers, EvaluationBatches, TrainingBat
 from fastdl.training.checkpoint import AtomicCheckpointIO, CheckpointPolicy, ResumableCheckpoint, latest_checkpoint
 from fastdl.training.config import RunConfig, differences
 from fastdl.training.environment import describe_environment
+from fastdl.training.evidence import EVIDENCE, GradientEvidence, batch_statistics, modes
 from fastdl.training.module import Classifier, DivergenceError
 from fastdl.training.progress import RunProgress
+from fastdl.training.result import RunResult, load_result, record_test_evaluation
 from fastdl.training.settings import deterministic, quiet_lightning
+from fastdl.training.speed import fused_share
+from fastdl.training.tracking import finish, make_loggers
 
 __all__ = ["RunResult", "load_result", "train_classifier"]
 
 _LOGGER = logging.getLogger(__name__)
 _EVALUATION_BATCH = 500
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What came of a run.
-
-    Attributes:
-        status: "finished", or "diverged" if the loss became infinite or not a number.
-        config: the whole configuration.
-        steps: optimizer steps taken.
-        parameters: number of trained parameters.
-        history: one row per finished epoch: losses, accuracies, learning rate.
-        validation_accuracy: at the end, None for a diverged run; as is each of the following.
-        test_accuracy, test_loss: of the final weights, evaluated once; a loss that is not finite is None.
-        seconds: time spent in training, over all attempts.
-        environment: versions and machine of the attempt that finished.
-    """
-
-    status: str
-    config: dict[str, Any]
-    steps: int
-    parameters: int
-    history: list[dict[str, float | int]]
-    validation_accuracy: float | None
-    test_accuracy: float | None
-    test_loss: float | None
-    seconds: float
-    environment: dict[str, Any]
 
 
 def train_classifier(
@@ -71,11 +47,17 @@ def train_classifier(
     *,
     policy: CheckpointPolicy | None = None,
     description: str = "training",
+    evidence: Sequence[str] = (),
+    measure_speed: bool = False,
+    callbacks: Sequence[Callback] = (),
+    trackers: Sequence[str] = ("tensorboard",),
+    group: str = "fastdl",
+    evaluate_test: bool = True,
 ) -> RunResult:
     """Train a model on a data set, and evaluate it once on the test split.
 
-    The folder holds ``config.json``, ``checkpoints/``, ``logs/`` (CSV, one file for each attempt, and TensorBoard), and
-    at the end ``weights.safetensors`` and ``result.json``. Called again with the same configuration, it returns the
+    The folder holds ``config.json``, ``checkpoints/``, ``logs/`` (CSV and JSONL, one file for each attempt, and what
+    ``trackers`` write), ``test-evaluations.jsonl`` with a line for every look at the test split, and at the end ``weights.safetensors`` and ``result.json``. Called again with the same configuration, it returns the
     result of a finished run, and continues an unfinished one from its newest good checkpoint: data order,
     augmentation, optimizer, metrics and random numbers go on where they were, and the final weights equal those of an
     uninterrupted run bit for bit.
@@ -86,14 +68,23 @@ def train_classifier(
         directory: of this run alone.
         policy: when to write checkpoints.
         description: what to call the run where its progress is shown.
+        evidence: what to measure beside the accuracy, of `fastdl.training.evidence.EVIDENCE`; the model has ``blocks``.
+        measure_speed: find out also which share of a step's time the fused ops take; a few steps more.
+        callbacks: Lightning's, for the training; they must not change it.
+        trackers: where else to log, of `fastdl.training.tracking.TRACKERS`.
+        group: what trackers group the run under, such as the name of an experiment.
+        evaluate_test: without it the test split is not looked at, and no weights are written.
 
     Raises:
-        ValueError: the folder holds a run of another configuration, or the configuration does not fit the data.
+        TimeLimitReached: ``policy.deadline`` has passed; a checkpoint is written, call again to continue.
+        ValueError: ``evidence`` or ``trackers`` hold an unknown name, the folder holds a run of another configuration, or the configuration does not fit the data.
         KeyboardInterrupt: the user interrupted; call again to continue.
     """
     if (config.data.dataset, config.data.fingerprint) != (dataset.name, dataset.fingerprint):
         wanted = f"{config.data.dataset} with fingerprint {config.data.fingerprint}"
         raise ValueError(f"config.data names {wanted}, got the data set {dataset.name} with {dataset.fingerprint}")
+    if unknown := set(evidence) - set(EVIDENCE):
+        raise ValueError(f"evidence must be of {', '.join(EVIDENCE)}, got {', '.join(sorted(unknown))}")
     directory.mkdir(parents=True, exist_ok=True)
     _claim(directory, config)
     if (finished := load_result(directory)) is not None:
@@ -111,31 +102,34 @@ def train_classifier(
         batches = _make_batches(config, data, device)
         module = Classifier(model, config, len(data.class_names), *batches, _describe(data))
         policy = policy or CheckpointPolicy()
-        status, steps = _fit(config, module, directory, policy, description)
-        test = {} if status == "diverged" else _test(config, module, directory)
+        watch = GradientEvidence(len(batches[0])) if "gradients" in evidence else None
+        watching = [*callbacks, *([watch] if watch else [])]
+        status, steps = _fit(config, module, directory, policy, description, watching, trackers, group)
+        finished_well = status == "finished"
+        found: dict[str, Any] = {"gradients": watch.rows} if watch else {}
+        if finished_well:
+            found |= _look_back(config, module, evidence)
+        share = fused_share(model, batches[0]) if measure_speed and finished_well else None
+        test = _test(config, module, directory) if finished_well and evaluate_test else {}
         result = RunResult(
             status=status,
             config=config.to_dict(),
             steps=steps,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             history=module.history,
-            validation_accuracy=module.history[-1]["validation_accuracy"] if test else None,
+            validation_accuracy=module.history[-1]["validation_accuracy"] if finished_well else None,
             test_accuracy=test.get("test/accuracy"),
             test_loss=test.get("test/loss") if math.isfinite(test.get("test/loss", math.nan)) else None,
             seconds=module.seconds,
             environment=describe_environment(),
+            evidence=_without_infinities(found),
+            speed={
+                "images_per_second": steps * batches[0].batch_size / module.seconds if module.seconds else None,
+                "fused_share": share,
+            },
         )
     write_json(directory / "result.json", asdict(result))
     return result
-
-
-def load_result(directory: Path) -> RunResult | None:
-    """Return the result of a finished run, None where there is none or it cannot be read."""
-    try:
-        content = json.loads((directory / "result.json").read_text(encoding="utf-8"))
-        return RunResult(**{field.name: content[field.name] for field in fields(RunResult)})
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _claim(directory: Path, config: RunConfig) -> None:
@@ -184,18 +178,51 @@ def _make_batches(
     return training, validation, test
 
 
+def _look_back(config: RunConfig, module: Classifier, evidence: Sequence[str]) -> dict[str, Any]:
+    """The evidence that the trained network gives."""
+    found: dict[str, Any] = {}
+    if "batch_statistics" in evidence:
+        # An epoch that was not trained on has an order and an augmentation like any other.
+        found["batch_statistics"] = batch_statistics(module.model, module.training_batches, config.training.epochs)
+    if "modes" in evidence:
+        found["modes"] = modes(module.model, module.validation_batches, module.training_batches.batch_size)
+    return found
+
+
+def _without_infinities(value: Any) -> Any:
+    """The same with None for numbers that JSON does not know, as the gradients of a run that diverges are."""
+    if isinstance(value, dict):
+        return {key: _without_infinities(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_infinities(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _fit(
-    config: RunConfig, module: Classifier, directory: Path, policy: CheckpointPolicy, description: str
+    config: RunConfig,
+    module: Classifier,
+    directory: Path,
+    policy: CheckpointPolicy,
+    description: str,
+    watching: Sequence[Callback],
+    trackers: Sequence[str],
+    group: str,
 ) -> tuple[str, int]:
     """Train to the end and return the status, "finished" or "diverged", and the steps taken."""
     checkpoints = directory / "checkpoints"
     checkpoint = latest_checkpoint(checkpoints)
-    logs = directory / "logs"
-    attempt = 1 + sum(1 for _ in (logs / "csv").glob("attempt-*"))
-    # TensorBoard drops what an earlier attempt logged after the checkpoint that this one continues from.
-    tensorboard = TensorBoardLogger(logs, name="tensorboard", version="", purge_step=checkpoint[1] if checkpoint else 0)
-    loggers = [CSVLogger(logs, name="csv", version=f"attempt-{attempt}"), tensorboard]
-    callbacks: list[Callback] = [ResumableCheckpoint(checkpoints, policy), RunProgress(description)]
+    attempt = 1 + sum(1 for _ in (directory / "logs" / "csv").glob("attempt-*"))
+    loggers = make_loggers(
+        directory,
+        attempt,
+        trackers,
+        run_name=directory.name,
+        group=group,
+        resumed_step=checkpoint[1] if checkpoint else 0,
+        config=config.to_dict(),
+    )
+    # Last, so that what the others know of a step is in the checkpoint that is written after it.
+    callbacks: list[Callback] = [*watching, ResumableCheckpoint(checkpoints, policy), RunProgress(description)]
     if (patience := config.training.early_stopping_patience) is not None:
         callbacks.append(EarlyStopping("validation/accuracy", patience=patience, mode="max"))
     numbers = BatchNumbers(len(module.training_batches))
@@ -217,6 +244,7 @@ def _fit(
         )
     except DivergenceError as error:
         _LOGGER.warning("%s diverged: %s.", description, error)
+        finish(loggers, "failed")
         return "diverged", error.step
     except SIGTERMException as stop:
         raise SystemExit(128 + 15) from stop
@@ -224,6 +252,7 @@ def _fit(
         if trainer.state.status == TrainerStatus.INTERRUPTED:  # what Lightning makes of a KeyboardInterrupt
             raise KeyboardInterrupt from stop
         raise
+    finish(loggers, "success")
     return "finished", trainer.global_step
 
 
@@ -243,6 +272,7 @@ def _test(config: RunConfig, module: Classifier, directory: Path) -> dict[str, f
     metadata = {"config": json.dumps(config.to_dict()), "data": json.dumps(module.description)}
     with atomic_write(directory / "weights.safetensors") as file:
         file.write(safetensors.torch.save(weights, metadata))
+    record_test_evaluation(directory, int(module.history[-1]["step"]))
     trainer = _trainer(config, directory, logger=False, enable_checkpointing=False)
     (metrics,) = trainer.test(module, dataloaders=range(len(module.test_batches)), verbose=False)
     return {name: float(value) for name, value in metrics.items()}
