@@ -22,10 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastdl.models.conv_network import ConvNetwork
 from fastdl.models.resnet import SIZES, resnet
 
 from . import clocks, machine, results
 from .options import checked_device
+from .plain_conv_network import ARGUMENTS, PlainConvNetwork
 from .plain_resnet import PlainResNet
 from .table import print_table
 from .timing import Effort, Spread, interleave, timer_for
@@ -34,6 +36,8 @@ SEED, CLASSES, IMAGE = 0, 10, 32
 # A rate at which the loss falls from the first step on: where it blows up first, every rounding is blown up with it.
 LEARNING_RATE, MOMENTUM, DECAY = 0.01, 0.9, 5e-4
 EFFORT = Effort(seconds=60.0, warm_up=0.0, least_rounds=9, most_rounds=40)
+CONV_NETWORK = "conv_network"
+MODELS = (*SIZES, CONV_NETWORK)
 CONTENDERS = ("ours", "eager NCHW", "eager NHWC", "compile NHWC")
 MEMORY_STEPS = 3
 CPU = torch.device("cpu")
@@ -43,7 +47,10 @@ GPU_BATCH, GPU_SECONDS = 256, 20.0
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench training", description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", choices=tuple(SIZES), default="resnet18", help="with the stem for 32 x 32 images")
+    parser.add_argument(
+        "--model", choices=MODELS, default="resnet18", help="ResNets with the stem for 32 x 32 images, or "
+        f"{CONV_NETWORK}, the experiments' network of 8 blocks",
+    )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: the forward pass under autocast"
@@ -67,11 +74,19 @@ def make_parser() -> argparse.ArgumentParser:
 def network(contender: str, name: str, device: torch.device = CPU) -> tuple[nn.Module, torch.memory_format]:
     """A contender's network, with the same weights as every other's, and the layout of its images."""
     torch.manual_seed(SEED)
-    ours = resnet(name, num_classes=CLASSES, stem="cifar")
+    ours: nn.Module
+    plain: nn.Module
+    if name == CONV_NETWORK:
+        ours = ConvNetwork(in_channels=3, num_classes=CLASSES, **ARGUMENTS).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    else:
+        ours = resnet(name, num_classes=CLASSES, stem="cifar")
     if contender == "ours":
         return ours.to(device), torch.channels_last
-    block, depths = SIZES[name]
-    plain = PlainResNet(block.expansion, depths, CLASSES, "cifar")
+    if name == CONV_NETWORK:
+        plain = PlainConvNetwork(CLASSES)
+    else:
+        block, depths = SIZES[name]
+        plain = PlainResNet(block.expansion, depths, CLASSES, "cifar")
     plain.load_state_dict(ours.state_dict())
     plain = plain.to(device)
     if contender == "eager NCHW":
@@ -234,7 +249,8 @@ def main(argv: list[str] | None = None) -> int:
     except results.ResultsError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    title = f"{options.model}, CIFAR stem, {batch} images a step" + (
+    kind = "8 blocks" if options.model == CONV_NETWORK else "CIFAR stem"
+    title = f"{options.model}, {kind}, {batch} images a step" + (
         "" if options.dtype == "float32" else f", {options.dtype}"
     )
     done = content.get("training", {}).get(title)

@@ -21,10 +21,13 @@ _INTERRUPTED = 130
 _TIME_IS_UP = 75  # of sysexits.h: temporary, the same command goes on
 _TERMINATED = 143  # what fastdl.training makes of SIGTERM: 128 and the signal's number
 
-# What the extra "train" brings, by the name it is imported under.
-_TRAIN_MODULES = set(
-    "PIL filelock lightning matplotlib pyarrow safetensors scipy sklearn tensorboard torchmetrics tqdm tyro".split()  # noqa: SIM905
-)
+# What the extras bring, by the name it is imported under.
+_MODULES_OF_EXTRAS = {
+    "train": "PIL filelock lightning matplotlib pyarrow safetensors sklearn tensorboard torchmetrics tqdm tyro",
+    "experiments": "koreanize_matplotlib markdown optuna scipy statsmodels",
+    "tracking": "alembic mlflow sqlalchemy wandb",
+}
+_EXTRA_OF = {module: extra for extra, modules in _MODULES_OF_EXTRAS.items() for module in modules.split()}
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,8 @@ def _experiment(words: list[str]) -> int:
     options = tyro.cli(experiment.options, prog=prog, args=words[1:])
     folder = experiment.run(options)
     report = folder / ("report.md" if options.lang == "en" else f"report.{options.lang}.md")
-    print(f"\n{report.read_text(encoding='utf-8')}\nWritten to {folder}: results.json, {report.name}, HTML, figures, runs/")
+    print(f"\n{report.read_text(encoding='utf-8')}")
+    print(f"Written to {folder}: results.json, {report.name}, the same as HTML, figures, runs/")
     return 0
 
 
@@ -251,8 +255,8 @@ def _user_message(error: Exception) -> str | None:
 
     if isinstance(error, ModuleNotFoundError):
         missing = (error.name or "").partition(".")[0]
-        if missing in _TRAIN_MODULES:
-            return f"this needs the package {missing}, which the extra 'train' brings: pip install 'fastdl[train]'"
+        if (extra := _EXTRA_OF.get(missing)) is not None:
+            return f"this needs the package {missing}, which the extra {extra!r} brings: pip install 'fastdl[{extra}]'"
         return None
     if isinstance(error, ValueError | BackendError | OSError):
         return " ".join(str(error).split())

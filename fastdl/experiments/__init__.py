@@ -1,7 +1,7 @@
 """Controlled experiments: each one file with its claims, its protocols and the configurations of its runs.
 
-An experiment joins by a module with a frozen dataclass ``Options``, which is its command line, an `ExperimentDefinition`
-called ``DEFINITION``, and a function ``run(options)``, and by a line in ``EXPERIMENTS``.
+An experiment joins by a module with a frozen dataclass ``Options``, which is its command line, an
+`ExperimentDefinition` called ``DEFINITION``, and a function ``run(options)``, and by a line in ``EXPERIMENTS``.
 """
 
 from __future__ import annotations

@@ -39,7 +39,9 @@ class Options(CommonOptions):
 def arms(options: Options) -> tuple[Arm, ...]:
     """Both norms for each rule and size."""
     if options.batch_size is not None and options.batch_size != REFERENCE_BATCH:
-        raise ValueError(f"this experiment takes batch_sizes in place of batch_size, got batch_size={options.batch_size}")
+        raise ValueError(
+            f"this experiment takes batch_sizes in place of batch_size, got batch_size={options.batch_size}"
+        )
     if not options.batch_sizes or min(options.batch_sizes) < 2:
         raise ValueError(f"batch_sizes must be 2 or more, got {','.join(map(str, options.batch_sizes or ()))}")
     return tuple(

@@ -43,7 +43,8 @@ def _newest(name: str) -> Path:
     found = sorted((Path("runs") / name).glob("*/results.json"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise FileNotFoundError(
-            f"there are no results under runs/{name}; run fastdl experiment {name}, or name their folder with --output-dir"
+            f"there are no results under runs/{name}; run fastdl experiment {name}, or give their folder with "
+            "--output-dir"
         )
     return found[-1].parent
 
@@ -77,7 +78,9 @@ def search(words: list[str]) -> int:
         ],
         frozen=True,
     )
-    given = tyro.cli(both, prog=f"fastdl search {experiment.name}", args=words[1:], description=SearchOptions.__doc__)
+    given: Any = tyro.cli(
+        both, prog=f"fastdl search {experiment.name}", args=words[1:], description=SearchOptions.__doc__
+    )
     names = {part.name for part in dataclasses.fields(experiment.options)}
     values = {part.name: getattr(given, part.name) for part in dataclasses.fields(given)}
     folder = run_search(

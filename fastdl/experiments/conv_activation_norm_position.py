@@ -124,8 +124,8 @@ DEFINITION = ExperimentDefinition(
     claims=claims,
     published={("conv_norm_relu",): 0.831, ("conv_relu_norm",): 0.824, ("conv_leaky_relu_norm",): 0.828},
     source={
-        "en": "A published course experiment on CIFAR-10 with one run an arm; its network and training are not known in "
-        "detail, so that levels need not agree, only the comparison.",
+        "en": "A published course experiment on CIFAR-10 with one run an arm; its network and training are not known "
+        "in detail, so that levels need not agree, only the comparison.",
         "ko": "CIFAR-10으로 조건마다 한 번씩 실행해 공개된 강의 실험이다. 신경망과 학습 설정이 자세히 알려져 있지 "
         "않으므로 값 자체가 아니라 비교 결과를 본다.",
     },

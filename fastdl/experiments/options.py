@@ -231,6 +231,5 @@ def complete(options: _Options, definition: ExperimentDefinition) -> _Options:
         raise ValueError(f"time_limit must be above 0 minutes, got {options.time_limit}")
     if options.jobs is not None and options.jobs < 1:
         raise ValueError(f"jobs must be 1 or more, got {options.jobs}")
-    return replace(
-        options, **{**filled, **given}, protocol=name, device=device, backend=resolve_backend(options.backend)
-    )
+    decided: dict[str, Any] = {"protocol": name, "device": device, "backend": resolve_backend(options.backend)}
+    return replace(options, **{**filled, **given, **decided})

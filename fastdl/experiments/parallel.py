@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from fastdl.experiments.runner import PlannedRun, Report, RunSettings, attempt
 from fastdl.training import TimeLimitReached
 
 __all__ = ["side_by_side"]
+
+MOST_DEATHS = 5
 
 
 def side_by_side(
@@ -37,8 +40,10 @@ def side_by_side(
 
     Raises:
         ValueError: of a run; the others are stopped, to be continued another time.
+        RuntimeError: processes end again and again before they have made a run.
     """
     queue = list(waiting)
+    deaths = 0
     job = _Job(list(plans), _Portable(dataset), folder, settings, list(labels))
     workers = [_Worker(job) for _ in range(jobs)]
     try:
@@ -46,20 +51,25 @@ def side_by_side(
             for worker in workers:
                 if worker.index is None and queue:
                     worker.give(queue.pop(0))
-            busy = {worker.connection: worker for worker in workers if worker.index is not None}
-            for connection in wait(list(busy)):
-                worker = busy[connection]  # type: ignore[index]
+            ready = wait([worker.connection for worker in workers if worker.index is not None])
+            for worker in [worker for worker in workers if worker.connection in ready]:
                 index = worker.index
                 assert index is not None
                 report = worker.take()
+                deaths = deaths + 1 if report is None else 0
                 if report is None:
-                    workers[workers.index(worker)] = _Worker(job)
                     report = f"its process ended with status {worker.status}"
+                    if deaths == MOST_DEATHS:
+                        raise RuntimeError(
+                            f"{deaths} processes one after the other made no run, the last one: {report}; "
+                            "with one job there are no further processes, and the reason is told"
+                        )
+                    workers[workers.index(worker)] = _Worker(job)
                 if isinstance(report, ValueError):
                     raise report
                 if isinstance(report, TimeLimitReached):
                     queue.clear()
-                yield index, report  # type: ignore[misc]
+                yield index, report
     finally:
         for worker in workers:
             worker.stop()
@@ -74,7 +84,9 @@ class _Portable:
 
     def dataset(self) -> ImageDataset:
         name, class_names, mean, std = self._rest
-        return ImageDataset(name, {key: Split(*tensors) for key, tensors in self._splits.items()}, class_names, mean, std)
+        return ImageDataset(
+            name, {key: Split(*tensors) for key, tensors in self._splits.items()}, class_names, mean, std
+        )
 
 
 class _Job:
@@ -118,10 +130,8 @@ class _Worker:
 
     def give(self, index: int) -> None:
         self.index = index
-        try:
+        with suppress(OSError):  # it has died, which `take` finds
             self.connection.send(index)
-        except OSError:
-            pass  # it has died, which `take` finds
 
     def take(self) -> Report | ValueError | None:
         """What came of the run; None if the process has ended."""

@@ -58,7 +58,10 @@ def claims(arms: Sequence[Arm]) -> tuple[Claim, ...]:
             ),
             Trend(
                 "relu_rises",
-                {"en": "With ReLU, accuracy rises as blocks are added", "ko": "ReLU에서는 블록이 늘수록 정확도가 오른다"},
+                {
+                    "en": "With ReLU, accuracy rises as blocks are added",
+                    "ko": "ReLU에서는 블록이 늘수록 정확도가 오른다",
+                },
                 tuple(("relu", depth) for depth in depths),
                 at,
                 rises=True,
@@ -104,8 +107,8 @@ DEFINITION = ExperimentDefinition(
         ),
         Factor("depth", {"en": "blocks", "ko": "블록 수"}),
     ),
-    # The digits' learning rate is the one of 0.03, 0.1, 0.3, 1 and 3 with the best validation accuracy, both activations
-    # and depths of 1, 2 and 8 taken together, with a seed that no run uses: 0.60, 0.71, 0.84, 0.91 and 0.80. CIFAR's on
+    # The digits' learning rate is the one of 0.03, 0.1, 0.3, 1 and 3 with the best validation accuracy, activations and
+    # depths of 1, 2 and 8 taken together, with a seed that no run uses: 0.60, 0.71, 0.84, 0.91 and 0.80. CIFAR's on
     # two cores is likewise the better one of 0.05 and 0.2 for every arm of depths 1 and 8, after 3 epochs of 15,000
     # images: ReLU 0.485 and 0.528, 0.572 and 0.593; Sigmoid 0.367 and 0.418, 0.427 and 0.432.
     protocols={
@@ -133,8 +136,8 @@ DEFINITION = ExperimentDefinition(
         ("relu", 1): 0.789, ("relu", 4): 0.813, ("relu", 8): 0.831,
     },
     source={
-        "en": "A published course experiment on CIFAR-10 with one run an arm; its network and training are not known in "
-        "detail, so that levels need not agree, only directions.",
+        "en": "A published course experiment on CIFAR-10 with one run an arm; its network and training are not known "
+        "in detail, so that levels need not agree, only directions.",
         "ko": "CIFAR-10으로 조건마다 한 번씩 실행해 공개된 강의 실험이다. 신경망과 학습 설정이 자세히 알려져 있지 "
         "않으므로 값 자체가 아니라 방향을 비교한다.",
     },

@@ -105,12 +105,20 @@ def seeds_needed(claim: Claim, contrast: Estimate, alpha: float = ALPHA) -> int 
 
     # At a level of alpha / 2 in the one direction that is there. The search needs a bracket; two seeds are the least.
     solver, effect = TTestPower(), distance / contrast.deviation
-    if solver.power(effect, MOST_SEEDS, alpha / 2, alternative="larger") < power:
-        return None
-    least, most = 1, MOST_SEEDS
+
+    def suffices(seeds: int) -> bool:
+        found = float(solver.power(effect, seeds, alpha / 2, alternative="larger"))
+        # Of a noncentral t far out in its tail scipy makes no number; there the power is 1.
+        return math.isnan(found) or found >= power
+
+    least, most = 1, 2
+    while not suffices(most):
+        if most >= MOST_SEEDS:
+            return None
+        least, most = most, min(2 * most, MOST_SEEDS)
     while most - least > 1:
         middle = (least + most) // 2
-        if solver.power(effect, middle, alpha / 2, alternative="larger") >= power:
+        if suffices(middle):
             most = middle
         else:
             least = middle

@@ -1,4 +1,4 @@
-"""A plain convolutional network of equal blocks, made to compare depths, activations, norms and orders, all else equal."""
+"""A plain convolutional network of equal blocks, to compare depths, activations, norms and orders, all else equal."""
 
 from __future__ import annotations
 
@@ -129,9 +129,7 @@ class ConvNetwork(nn.Module):
                     f"downsamplings={downsamplings}"
                 )
             first = ConvNormAct2d(in_channels, width, 3, stride, 1, norm="none", activation="identity")
-            self.blocks = nn.Sequential(
-                first, *(NormActConv2d(width, **block) for _ in range(depth - 1))
-            )
+            self.blocks = nn.Sequential(first, *(NormActConv2d(width, **block) for _ in range(depth - 1)))
         else:
             self.blocks = nn.Sequential(
                 *(

@@ -53,9 +53,7 @@ def load_result(directory: Path) -> RunResult | None:
     try:
         content = json.loads((directory / "result.json").read_text(encoding="utf-8"))
         # Results of earlier releases lack the fields that have joined since, which have defaults.
-        names = [
-            part.name for part in fields(RunResult) if part.name in content or part.default_factory is MISSING
-        ]
+        names = [part.name for part in fields(RunResult) if part.name in content or part.default_factory is MISSING]
         return RunResult(**{name: content[name] for name in names})
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -57,9 +57,10 @@ def train_classifier(
     """Train a model on a data set, and evaluate it once on the test split.
 
     The folder holds ``config.json``, ``checkpoints/``, ``logs/`` (CSV and JSONL, one file for each attempt, and what
-    ``trackers`` write), ``test-evaluations.jsonl`` with a line for every look at the test split, and at the end ``weights.safetensors`` and ``result.json``. Called again with the same configuration, it returns the
-    result of a finished run, and continues an unfinished one from its newest good checkpoint: data order,
-    augmentation, optimizer, metrics and random numbers go on where they were, and the final weights equal those of an
+    ``trackers`` write), ``test-evaluations.jsonl`` with a line for every look at the test split, and at the end
+    ``weights.safetensors`` and ``result.json``. Called again with the same configuration, it returns the result of a
+    finished run, and continues an unfinished one from its newest good checkpoint: data order, augmentation, optimizer,
+    metrics and random numbers go on where they were, and the final weights equal those of an
     uninterrupted run bit for bit.
 
     Args:
@@ -77,7 +78,8 @@ def train_classifier(
 
     Raises:
         TimeLimitReached: ``policy.deadline`` has passed; a checkpoint is written, call again to continue.
-        ValueError: ``evidence`` or ``trackers`` hold an unknown name, the folder holds a run of another configuration, or the configuration does not fit the data.
+        ValueError: ``evidence`` or ``trackers`` hold an unknown name, the folder holds a run of another configuration,
+            or the configuration does not fit the data.
         KeyboardInterrupt: the user interrupted; call again to continue.
     """
     if (config.data.dataset, config.data.fingerprint) != (dataset.name, dataset.fingerprint):

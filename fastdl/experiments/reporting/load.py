@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from fastdl.experiments.definition import ExperimentDefinition
 from fastdl.experiments.statistics import Estimate, estimate
 from fastdl.experiments.verdicts import Verdict, judge
 
-__all__ = ["Results", "Run", "load_results"]
+__all__ = ["Results", "Run", "accuracy", "load_results"]
 
 Run = Mapping[str, Any]
 """A run as it stands in ``results.json``."""
@@ -82,7 +82,9 @@ class Results:
     @cached_property
     def verdicts(self) -> list[Verdict]:
         """On each claim, judged anew."""
-        return judge(self.claims, {arm: {seed: accuracy(run) for seed, run in self.runs[arm].items()} for arm in self.arms})
+        return judge(
+            self.claims, {arm: {seed: accuracy(run) for seed, run in self.runs[arm].items()} for arm in self.arms}
+        )
 
     def accuracies(self, arm: Arm) -> list[float]:
         """Test accuracies of the runs that did not diverge, as fractions, in the order of their seeds."""
@@ -150,8 +152,3 @@ def _results(definition: ExperimentDefinition, content: Mapping[str, Any]) -> Re
 
 def _arm(definition: ExperimentDefinition, run: Run) -> Arm:
     return tuple(run[factor.name] for factor in definition.factors)
-
-
-def measured_blocks(values: Sequence[float | None] | None) -> list[float]:
-    """The numbers of blocks that gave one."""
-    return [value for value in values or () if value is not None]

@@ -21,8 +21,11 @@ from filelock import FileLock
 from PIL import Image
 
 from fastdl.experiments import EXPERIMENTS, load_experiment, runner
-from fastdl.experiments.sigmoid_vs_relu import Options, run, run_config, summarize
-from fastdl.training import RunResult
+from fastdl.experiments.claims import claim_from_dict
+from fastdl.experiments.conduct import summarize
+from fastdl.experiments.options import complete
+from fastdl.experiments.sigmoid_vs_relu import DEFINITION, Options, run
+from fastdl.training import RunConfig, RunResult
 from fastdl.training import run as training_run
 from fastdl.training.batches import TrainingBatches
 from fastdl.training.config import differences
@@ -35,6 +38,7 @@ TINY: dict[str, Any] = {
     "batch_size": 50,
     "width": 4,
     "train_examples": 200,
+    "jobs": 1,
 }
 
 
@@ -50,6 +54,10 @@ def tiny(folder: Path, **changes: Any) -> Options:
         ({"depths": ()}, "depths must be between 1 and 8"),
         ({"seeds": ()}, "seeds must hold at least one seed"),
         ({"checkpoint_seconds": -1.0}, "checkpoint_seconds must be 0 or more"),
+        ({"time_limit": 0.0}, "time_limit must be above 0 minutes, got 0.0"),
+        ({"jobs": 0}, "jobs must be 1 or more, got 0"),
+        ({"protocol": "cpu", "dataset": "digits"}, "protocol 'cpu' is made for cifar10, got dataset 'digits'"),
+        ({"protocol": "smoke", "dataset": "cifar10"}, "protocol 'smoke' is made for digits, got dataset 'cifar10'"),
         ({"epochs": 0}, "epochs must be 1 or more, got 0"),
         ({"train_examples": 5}, "count must be 10 to 1293 for digits, got 5"),
     ],
@@ -81,12 +89,33 @@ def test_the_results_hold_every_run_with_its_curves(finished: Path) -> None:
         assert 0 <= found["test_accuracy"] <= 1
         assert (finished / found["directory"] / "weights.safetensors").is_file()
         assert found["seconds"] > 0
-    row = results["summary"][1]
+        assert found["speed"]["images_per_second"] > 0
+        assert (found["speed"]["fused_share"] is None) == (found["seed"] != 0)
+        assert results["test_evaluations"][Path(found["directory"]).name] == 1
+    rows = {tuple(row["arm"]): row for row in results["summary"]}
     accuracies = [
         found["test_accuracy"] for found in results["runs"] if (found["activation"], found["depth"]) == ("relu", 2)
     ]
-    assert row["accuracy"]["relu"]["mean"] == pytest.approx(sum(accuracies) / 2)
-    assert row["difference"]["count"] == 2
+    assert rows["relu", 2]["accuracy"]["mean"] == pytest.approx(sum(accuracies) / 2)
+    assert list(rows) == [("sigmoid", 1), ("relu", 1), ("sigmoid", 2), ("relu", 2)]
+
+
+def test_claims_stand_in_the_results_before_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> RunResult:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "train_classifier", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(tmp_path, depths=(1, 2, 8)))
+    results = read_results(tmp_path)
+    assert results["runs"] == []
+    claims = DEFINITION.claims([tuple(arm) for arm in results["arms"]])
+    assert [claim_from_dict(content) for content in results["claims"]] == list(claims)
+    assert [claim.name for claim in claims] == ["sigmoid_falls", "relu_rises", "relu_ahead_at_1", "relu_ahead_at_8"]
+
+
+def run_config(options: Options, fingerprint: str, activation: str, depth: int, seed: int) -> RunConfig:
+    return DEFINITION.configure(complete(options, DEFINITION), fingerprint, (activation, depth), seed)
 
 
 def test_the_arms_of_a_pair_differ_in_the_activation_alone() -> None:
@@ -115,7 +144,8 @@ def test_the_arms_of_a_pair_begin_with_equal_weights_and_see_equal_batches(
     monkeypatch.setattr(TrainingBatches, "training_batch", record_batch)
     run(tiny(tmp_path, depths=(1, 3), seeds=(4,)))
     assert len(starts) == 4
-    assert [len(part) for part in batches] == [16] * 4
+    # Eight steps, and the batch on which the share of fused ops is measured; images and labels of each.
+    assert [len(part) for part in batches] == [18] * 4
     for other in starts[1:]:
         assert all(torch.equal(other[name], value) for name, value in starts[0].items())
     for others in batches[1:]:
@@ -123,15 +153,13 @@ def test_the_arms_of_a_pair_begin_with_equal_weights_and_see_equal_batches(
 
 
 def test_the_report_shows_the_results(finished: Path) -> None:
-    text = (finished / "results.md").read_text()
-    summary = read_results(finished)["summary"]
-    for row in summary:
-        (line,) = [line for line in text.splitlines() if line.startswith(f"| {row['depth']} ")]
-        for activation in ("sigmoid", "relu"):
-            assert f"{100 * row['accuracy'][activation]['mean']:.2f} ±" in line
-        assert f"{100 * row['difference']['mean']:+.2f} ±" in line
-    assert "![Test accuracy by depth](accuracy_by_depth.png)" in text
-    assert "Chance is 10 %" in text
+    text = (finished / "report.md").read_text()
+    for row in read_results(finished)["summary"]:
+        assert f"{100 * row['accuracy']['mean']:.2f}" in text
+    for claim in DEFINITION.claims([("sigmoid", 1), ("sigmoid", 2)]):
+        assert claim.text["en"] in text
+    assert "accuracy_by_depth.png" in text
+    assert (finished / "report.html").is_file()
 
 
 def test_the_plots_are_pictures(finished: Path) -> None:
@@ -147,11 +175,11 @@ def test_the_plots_are_pictures(finished: Path) -> None:
 def test_the_same_again_runs_nothing_again(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = (finished / "results.json").read_bytes(), (finished / "results.md").read_bytes()
+    before = (finished / "results.json").read_bytes(), (finished / "report.md").read_bytes()
     monkeypatch.setattr(training_run, "_fit", lambda *arguments: pytest.fail("trained again"))
     run(tiny(finished))
     assert capsys.readouterr().out.count("(finished before)") == 8
-    assert ((finished / "results.json").read_bytes(), (finished / "results.md").read_bytes()) == before
+    assert ((finished / "results.json").read_bytes(), (finished / "report.md").read_bytes()) == before
 
 
 def test_more_seeds_and_depths_are_added_to_what_is_there(finished: Path, tmp_path: Path) -> None:
@@ -160,7 +188,7 @@ def test_more_seeds_and_depths_are_added_to_what_is_there(finished: Path, tmp_pa
     folder = shutil.copytree(finished, tmp_path / "more")
     run(tiny(folder, seeds=(0, 1, 2), depths=(2,)))
     summary = read_results(folder)["summary"]
-    assert [(row["depth"], row["accuracy"]["relu"]["count"]) for row in summary] == [(2, 3)]
+    assert [(row["arm"], row["accuracy"]["count"]) for row in summary] == [(["sigmoid", 2], 3), (["relu", 2], 3)]
 
 
 @pytest.mark.parametrize(
@@ -194,15 +222,14 @@ def test_two_processes_do_not_work_in_one_folder(finished: Path) -> None:
         run(tiny(finished))
 
 
-def test_one_seed_gets_no_interval(tmp_path: Path) -> None:
+def test_one_seed_gets_no_interval_and_decides_nothing(tmp_path: Path) -> None:
     folder = run(tiny(tmp_path, depths=(1,), seeds=(3,)))
-    (row,) = read_results(folder)["summary"]
-    for estimate in (*row["accuracy"].values(), row["difference"]):
-        assert estimate["count"] == 1
-        assert estimate["deviation"] is estimate["half_width"] is None
-    table = [line for line in (folder / "results.md").read_text().splitlines() if line.startswith("| 1 ")]
-    assert "(n 1)" in table[0]
-    assert "±" not in table[0]
+    for row in read_results(folder)["summary"]:
+        assert row["accuracy"]["count"] == 1
+        assert row["accuracy"]["deviation"] is row["accuracy"]["half_width"] is None
+    text = (folder / "report.md").read_text()
+    assert "undecided" in text
+    assert "**supported" not in text
 
 
 def test_a_diverged_run_is_counted_and_shown(
@@ -216,16 +243,15 @@ def test_a_diverged_run_is_counted_and_shown(
 
     monkeypatch.setattr(TrainingBatches, "training_batch", poisoned)
     folder = run(tiny(tmp_path, depths=(1,)))
-    (row,) = read_results(folder)["summary"]
-    assert row["diverged"] == {"sigmoid": 1, "relu": 1}
-    assert row["accuracy"]["relu"]["count"] == row["difference"]["count"] == 1
+    for row in read_results(folder)["summary"]:
+        assert (row["diverged"], row["accuracy"]["count"]) == (1, 1)
     assert [found["status"] for found in read_results(folder)["runs"]] == [
         "finished",
         "finished",
         "diverged",
         "diverged",
     ]
-    assert "(n 1), 1 diverged" in (folder / "results.md").read_text()
+    assert "diverged" in (folder / "report.md").read_text()
     assert "seed 1: diverged after 0 steps" in capsys.readouterr().out
 
 
@@ -238,7 +264,7 @@ def test_when_every_run_diverges_there_is_still_a_report(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(TrainingBatches, "training_batch", poisoned)
     folder = run(tiny(tmp_path, depths=(1,)))
-    assert "2 diverged" in (folder / "results.md").read_text()
+    assert "diverged" in (folder / "report.md").read_text()
     assert (folder / "accuracy_by_depth.png").is_file()
 
 
@@ -264,26 +290,18 @@ def test_results_are_written_after_every_run(tmp_path: Path, monkeypatch: pytest
     assert read_results(tmp_path)["complete"] is True
 
 
-def test_pairs_are_compared_by_seed() -> None:
+def test_a_diverged_run_enters_no_mean() -> None:
     def outcome(activation: str, seed: int, accuracy: float | None) -> runner.Outcome:
         config = run_config(Options(), "f", activation, 1, seed)
         fields: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(RunResult))
-        result = RunResult(**{**fields, "test_accuracy": accuracy})
+        status = "diverged" if accuracy is None else "finished"
+        result = RunResult(**{**fields, "test_accuracy": accuracy, "status": status})
         return runner.Outcome(runner.PlannedRun({"activation": activation, "depth": 1, "seed": seed}, config), result)
 
-    accuracies = {
-        ("relu", 0): 0.9,
-        ("relu", 1): 0.7,
-        ("relu", 2): 0.5,
-        ("sigmoid", 0): 0.8,
-        ("sigmoid", 1): 0.6,
-        ("sigmoid", 2): None,
-    }
-    (row,) = summarize([outcome(activation, seed, value) for (activation, seed), value in accuracies.items()])
-    assert row.difference.count == 2
-    assert row.difference.mean == pytest.approx(0.1)
-    assert row.difference.deviation == pytest.approx(0.0, abs=1e-12)
-    assert (row.accuracy["relu"].count, row.accuracy["sigmoid"].count) == (3, 2)
+    sweep = runner.Sweep([outcome("relu", 0, 0.9), outcome("relu", 1, None), outcome("sigmoid", 0, 0.5)])
+    relu, sigmoid = summarize(DEFINITION, [("relu", 1), ("sigmoid", 1)], sweep)
+    assert (relu["accuracy"]["mean"], relu["accuracy"]["count"], relu["diverged"]) == (0.9, 1, 1)
+    assert (sigmoid["accuracy"]["count"], sigmoid["diverged"]) == (1, 0)
 
 
 def test_experiments_are_found_by_name() -> None:
@@ -336,11 +354,13 @@ def assert_equal_weights(folder: Path, other: Path) -> None:
 
 def test_killed_and_run_again_the_command_gives_the_same_weights(tmp_path: Path) -> None:
     """Two runs of 60 steps with a checkpoint after every step, killed after any of the first 100."""
-    options = "--depths 2 --seeds 1 --epochs 3 --batch-size 64 --width 8 --backend reference --checkpoint-seconds 0"
+    options = (
+        "--depths 2 --seeds 1 --epochs 3 --batch-size 64 --width 8 --backend reference --checkpoint-seconds 0 --jobs 1"
+    )
     words, environment = command(tmp_path / "killed", options)
     kill_at(tmp_path / "killed", words, environment, random.SystemRandom().randint(5, 100))
-    assert not (tmp_path / "killed" / "results.md").exists()
-    again: dict[str, Any] = {"depths": (2,), "seeds": (0,), "epochs": 3, "batch_size": 64, "width": 8}
+    assert not (tmp_path / "killed" / "report.md").exists()
+    again: dict[str, Any] = {"depths": (2,), "seeds": (0,), "epochs": 3, "batch_size": 64, "width": 8, "jobs": 1}
     for name in ("killed", "whole"):
         run(Options(output_dir=tmp_path / name, backend="reference", **again))
     assert_equal_weights(tmp_path / "killed", tmp_path / "whole")
