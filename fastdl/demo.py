@@ -59,5 +59,8 @@ def _run_experiment(output_dir: Path) -> Path:
 
     folder = run(Options(protocol="smoke", output_dir=output_dir, resume=False))
     lines = (folder / "report.md").read_text(encoding="utf-8").splitlines()
-    print("\n" + "\n".join(line for line in lines if line.startswith("|")))
+    # Claims with their verdicts and arms with their accuracies: the first two columns of two tables.
+    rows = [line.split("|")[1:3] for line in lines if line.startswith("|")]
+    first = next(number for number, row in enumerate(rows) if row[0].strip() == "Claim")
+    print("\n" + "\n".join(f"|{'|'.join(row)}|" for row in rows[first:]))
     return folder

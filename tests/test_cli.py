@@ -183,8 +183,8 @@ def test_the_demo_shows_parity_speed_table_and_plot(
     monkeypatch.setattr(quick, "compare_group_norm", lambda: compare((2, 32, 4, 4), 8, repetitions=2))
 
     def small_run(options: sigmoid_vs_relu.Options) -> Path:
-        assert (options.dataset, options.depths, options.seeds) == ("digits", (1, 2, 4, 8), (0, 1, 2))
-        return run(dataclasses.replace(options, depths=(1,), epochs=1, width=4, backend="reference"))
+        assert options.protocol == "smoke"
+        return run(dataclasses.replace(options, depths=(1,), epochs=1, width=4, backend="reference", jobs=1))
 
     monkeypatch.setattr(sigmoid_vs_relu, "run", small_run)
     assert cli.main(["demo", "--output-dir", str(tmp_path / "demo")]) == 0
@@ -194,7 +194,7 @@ def test_the_demo_shows_parity_speed_table_and_plot(
     assert 0 < error < 1e-5
     assert 0 < eager_error < 1e-5
     assert re.search(r"fastdl \d+\.\d\d ms, eager torch \d+\.\d\d ms, so \d+\.\d\d times the speed", text)
-    assert re.search(r"\| 1 +\| .* ± .* \(sd .*, n 3\)", text)
+    assert re.search(r"\| ReLU, blocks 1 +\| .* ± .* \(sd .*, n 3\)", text)
     (plot,) = re.findall(r"\nPlot: (.*)\n", text)
     assert Path(plot).read_bytes().startswith(b"\x89PNG")
 

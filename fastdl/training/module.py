@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,6 +20,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from fastdl.models import derive_seed
 from fastdl.training.batches import EvaluationBatches, TrainingBatches
 from fastdl.training.config import RunConfig, differences
+from fastdl.training.cuda_graph import capture, has_hooks
 from fastdl.training.environment import describe_environment, environment_changes
 from fastdl.training.mixing import mix
 from fastdl.training.optimizer import make_optimizer, warmup_cosine, weight_averaging
@@ -84,6 +85,8 @@ class Classifier(pl.LightningModule):
         self._seconds_before = 0.0
         self._started: float | None = None
         self._random_state: dict[str, Any] | None = None
+        # In a tuple, so that it is no part of this module, whose state_dict would hold the network twice.
+        self._captured: tuple[Callable[[Tensor], Tensor] | None] | None = None
         for stage in ("train", "validation", "test"):
             loss, accuracy = MeanMetric(), MulticlassAccuracy(class_count, average="micro")
             # In the checkpoint, so that an epoch's curve has no gap where the run was interrupted.
@@ -127,13 +130,21 @@ class Classifier(pl.LightningModule):
                 seed=derive_seed(self.config.seed, "mixing", self.current_epoch, number),
             )
             labels = targets.argmax(dim=1)  # accuracy is measured against the larger part of a mixed image
-        logits = self.model(images)
+        logits = self._network(images)(images)
         loss = F.cross_entropy(logits, targets, label_smoothing=self.config.training.label_smoothing)
         if images.device.type == "cpu" or self.global_step % _CHECK_EVERY == 0:
             self._check(loss)
         self._update("train", loss, logits, labels)
         self.log("train/step_loss", loss, on_step=True, on_epoch=False, batch_size=len(labels))
         return loss
+
+    def _network(self, images: Tensor) -> Callable[[Tensor], Tensor]:
+        """The network in training, captured if that pays; as it is where somebody watches the steps."""
+        if images.device.type != "cuda" or has_hooks(self.model):
+            return self.model
+        if self._captured is None:
+            self._captured = (capture(self.model, images, self.config.training.precision),)
+        return self._captured[0] or self.model
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         super().optimizer_step(*arguments, **options)
