@@ -297,3 +297,43 @@ def test_the_second_of_two_equal_runs_equals_the_first(
         weights(tmp_path).keys()
         == models.build_model("conv_network", in_channels=1, num_classes=4, depth=2, width=8).state_dict().keys()
     )
+
+
+def test_a_full_disk_costs_checkpoints_and_not_the_run(
+    stripes: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every second checkpoint finds no room; cut off then, the run continues from the one before."""
+    import errno
+    from contextlib import contextmanager
+
+    from fastdl.training import TimeLimitReached, checkpoint
+
+    config = make_config(stripes)
+    expected = train_classifier(config, stripes, tmp_path / "whole")
+    original, attempts = checkpoint.atomic_write, 0
+
+    @contextmanager
+    def crowded(path: Path):  # type: ignore[no-untyped-def]
+        nonlocal attempts
+        attempts += 1
+        with original(path) as file:
+            yield file
+            if attempts % 2 == 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "atomic_write", crowded)
+    result = train_classifier(config, stripes, tmp_path / "crowded", policy=EVERY_STEP)
+    assert "could not be written" in caplog.text
+    assert "No space left on device" in caplog.text
+    assert_same(tmp_path / "crowded", result, tmp_path / "whole", expected)
+    attempts = 0
+    for _ in range(40):
+        try:
+            result = train_classifier(
+                config, stripes, tmp_path / "cut", policy=CheckpointPolicy(every_steps=1, deadline=0.0)
+            )
+            break
+        except TimeLimitReached:
+            pass
+    assert_same(tmp_path / "cut", result, tmp_path / "whole", expected)
+    assert not list((tmp_path / "cut" / "checkpoints").glob(".*"))
