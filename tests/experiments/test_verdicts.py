@@ -245,7 +245,5 @@ def test_large_effects_need_few_seeds() -> None:
     """Where scipy's noncentral t makes no number the power is 1: the search must not take that for too little."""
     for effect in (1.5, 3.0, 20.0, 300.0):
         needed = seeds_needed(between(0, 1), Estimate(5, effect, 1.0, None), alpha=0.01)
-        expected = next(
-            n for n in range(2, 60) if not TTestPower().power(effect, n, 0.005, alternative="larger") < 0.8
-        )
+        expected = next(n for n in range(2, 60) if not TTestPower().power(effect, n, 0.005, alternative="larger") < 0.8)
         assert needed == expected
