@@ -191,6 +191,7 @@ def _plans(
             load_average_before=load,
             cpu_pool_limit_bytes=pool.limit if pools != (None,) else None,
             not_installed=peers.not_installed(benchmark.peers, device.type),
+            tuned=machine.is_tuned(device),
         )
         found = earlier(content, run, cases) if options.resume else Earlier()
         if found.note:

@@ -129,6 +129,13 @@ def slug_of(described: dict[str, Any]) -> str:
     return words if described["device"] == "cuda" else f"{words}-{count}-core{'' if count == 1 else 's'}"
 
 
+def is_tuned(device: torch.device) -> bool:
+    """Whether what `fastdl tune` has stored for the device is in use."""
+    from fastdl.tuning import store
+
+    return bool(store.used(store.device_of(device.type)))
+
+
 def versions() -> dict[str, str]:
     """Of everything that a time depends on; packages that are not there are left out."""
     import fastdl

@@ -32,6 +32,8 @@ def heading(benchmark: Benchmark, device: torch.device, run: results.Run, pools:
         lines.append(
             f"no output pool: ours runs on {backend!r} ({dispatch.status('cpu').reason or 'asked for by name'})"
         )
+    if run.tuned:
+        lines.append("with what fastdl tune has stored on this machine (FASTDL_TUNED=0 measures what is shipped)")
     if run.not_installed:
         lines.append(f"not installed: {', '.join(run.not_installed)}")
     return "\n".join(lines)

@@ -29,6 +29,7 @@ class Run:
 
     ``not_installed`` are the peers that were not there, each with the package it needs. ``continued`` tells of each
     time that an interrupted run was taken up again: when, at what load, and how fast memory was copied by then.
+    ``tuned`` tells whether what `fastdl tune` has stored on the machine was in use, rather than what is shipped.
     """
 
     operator: str
@@ -47,6 +48,7 @@ class Run:
     seconds: float = 0.0
     not_installed: dict[str, str] = field(default_factory=dict)
     continued: list[dict[str, Any]] = field(default_factory=list)
+    tuned: bool = False
 
 
 def read(path: Path) -> dict[str, Any]:

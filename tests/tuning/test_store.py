@@ -207,3 +207,16 @@ def test_two_kinds_of_gpu_have_no_table(monkeypatch: pytest.MonkeyPatch) -> None
     names[1] = "NVIDIA A100"
     assert store.gpu() is None
     assert store.sizes_of(store.gpu()) == {}
+
+
+def test_a_benchmark_knows_whether_it_measures_what_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from fastdl.bench import machine
+
+    cpu = torch.device("cpu")
+    assert machine.is_tuned(cpu) is False
+    store.update(store.processor(), sizes={}, backends={"x": {"row": {"backend": "cpu"}}})
+    assert machine.is_tuned(cpu) is True
+    monkeypatch.setenv(store.SWITCH, "0")
+    assert machine.is_tuned(cpu) is False
