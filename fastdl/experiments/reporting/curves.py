@@ -63,9 +63,9 @@ def _split(title: str, arms: list[Arm]) -> list[tuple[str, list[Arm]]]:
 
 
 def _curve(run: Run) -> list[tuple[float, float]]:
-    """Epoch and validation accuracy, in per cent."""
+    """Epochs trained and validation accuracy behind them, in per cent; the history counts epochs from 0."""
     rows = [(row.get("epoch"), row.get("validation_accuracy")) for row in run.get("history") or ()]
-    return [(epoch, 100 * value) for epoch, value in rows if epoch is not None and value is not None]
+    return [(epoch + 1, 100 * value) for epoch, value in rows if epoch is not None and value is not None]
 
 
 def _draw(axes: Axes, runs: list[Run], style: Style, label: str) -> None:
