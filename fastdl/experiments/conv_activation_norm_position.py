@@ -107,7 +107,7 @@ DEFINITION = ExperimentDefinition(
             model={"width": 32, "stride": 1, "depth": 8}, levels={"blocks": tuple(BLOCKS)},
         ),
         "cpu": Protocol(
-            "cifar10", epochs=4, batch_size=128, learning_rate=0.2, seeds=5,
+            "cifar10", epochs=3, batch_size=128, learning_rate=0.2, seeds=5,
             model={"width": 32, "stride": 2, "depth": 8, "pool": 4}, levels={"blocks": tuple(BLOCKS)},
         ),
         "full": Protocol(
