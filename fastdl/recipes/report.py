@@ -8,7 +8,7 @@ from typing import Any
 
 from fastdl.data import ImageDataset
 from fastdl.data.files import atomic_write
-from fastdl.experiments.report import markdown_table
+from fastdl.experiments.markdown_tables import markdown_table
 from fastdl.experiments.runner import Outcome
 
 __all__ = ["plot_curves", "write_report"]

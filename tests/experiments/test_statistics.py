@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scipy import stats
 
-from fastdl.experiments.report import format_estimate, markdown_table
+from fastdl.experiments.markdown_tables import markdown_table
 from fastdl.experiments.statistics import Estimate, estimate
 
 
@@ -27,22 +27,6 @@ def test_the_quantile_for_two_values_is_that_of_the_tables() -> None:
 def test_one_value_has_no_uncertainty_to_state() -> None:
     assert estimate([0.25]) == Estimate(1, 0.25, None, None)
     assert estimate([]) == Estimate(0, None, None, None)
-
-
-@pytest.mark.parametrize(
-    ("value", "diverged", "signed", "text"),
-    [
-        (Estimate(3, 0.98213, 0.00171, 0.00426), 0, False, "98.21 ± 0.43 % (sd 0.17, n 3)"),
-        (Estimate(1, 0.98213, None, None), 0, False, "98.21 % (n 1)"),
-        (Estimate(2, 0.1, 0.01, 0.09), 1, False, "10.00 ± 9.00 % (sd 1.00, n 2), 1 diverged"),
-        (Estimate(0, None, None, None), 3, False, "3 diverged"),
-        (Estimate(0, None, None, None), 0, False, "no run"),
-        (Estimate(1, 0.05, None, None), 0, True, "+5.00 % (n 1)"),
-        (Estimate(1, -0.05, None, None), 0, True, "-5.00 % (n 1)"),
-    ],
-)
-def test_estimates_as_text(value: Estimate, diverged: int, signed: bool, text: str) -> None:
-    assert format_estimate(value, diverged, signed=signed) == text
 
 
 def test_a_table_is_aligned() -> None:

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 
-from fastdl.experiments.report import markdown_table
+from fastdl.experiments.markdown_tables import markdown_table
 from fastdl.experiments.reporting.load import Results, Run
 from fastdl.experiments.reporting.style import Picture
 from fastdl.experiments.reporting.tables import (

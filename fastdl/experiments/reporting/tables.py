@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastdl.experiments.claims import Arm, Claim, Difference, Equivalence, Trend, contrasts
-from fastdl.experiments.report import markdown_table
+from fastdl.experiments.markdown_tables import markdown_table
 from fastdl.experiments.reporting.load import Results, Run, accuracy
 from fastdl.experiments.reporting.words import Phrases
 from fastdl.experiments.statistics import Estimate
