@@ -72,7 +72,10 @@ def test_experiment_options_are_explained(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["fit"], "there is no command 'fit'; there is train, explain, experiment, demo, bench, doctor"),
+        (
+            ["fit"],
+            "there is no command 'fit'; there is train, explain, experiment, report, search, demo, bench, doctor",
+        ),
         (["train", "nope"], "there is no model 'nope' to train; there is vit"),
         (["explain", "nope"], "there is no model 'nope' to explain; there is vit"),
         (["train", "vit", "--dataset", "digits", "--patch-size", "3"], "image_size must be a multiple of the patch"),

@@ -119,7 +119,7 @@ def wait_for(condition: Any, seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_when_time_is_up_the_same_command_goes_on(whole: Path, tmp_path: Path, jobs: int) -> None:
     with pytest.raises(TimeLimitReached, match=r"time is up after \d of 8 runs"):
         run(small(tmp_path, time_limit=1e-6, jobs=jobs))
@@ -147,7 +147,7 @@ def test_time_may_be_up_in_the_midst_of_a_run(whole: Path, tmp_path: Path) -> No
     assert result.evidence == expected["evidence"]
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_that_fails_is_told_and_tried_again(
     whole: Path, tmp_path: Path, jobs: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -91,7 +91,15 @@ def test_the_metadata_says_what_is_needed(wheel: Path) -> None:
         *("ninja", "numpy", "nvidia-ml-py", "torch", "triton")
     ]
     assert any(line.startswith("torch>=2.11") for line in core)
-    assert set(metadata.get_all("Provides-Extra") or []) == {"all", "dev", "experiments", "notebooks", "test", "train"}
+    assert set(metadata.get_all("Provides-Extra") or []) == {
+        "all",
+        "dev",
+        "experiments",
+        "notebooks",
+        "test",
+        "tracking",
+        "train",
+    }
     assert "fastdl = fastdl.cli:main" in text(wheel, "entry_points.txt")
     assert "MIT License" in text(wheel, "licenses/LICENSE")
 

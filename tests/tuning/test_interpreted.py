@@ -12,7 +12,9 @@ from tests.interpreter.child import run_interpreted
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the triton package is missing")
 
 
-@pytest.mark.parametrize(("part", "least"), [("convolutions", 5), ("not convolutions", 28)])
+@pytest.mark.parametrize(
+    ("part", "least"), [("convolutions", 5), pytest.param("not convolutions", 28, marks=pytest.mark.slow)]
+)
 def test_kernels_are_right_at_other_sizes(tmp_path: Path, part: str, least: int) -> None:
     outcome = run_interpreted(tmp_path, "tests/tuning/interpreted.py", "-k", part)
     assert not outcome.failed, "\n".join(outcome.failed)
