@@ -42,6 +42,7 @@ def restored_pool():
 
 def test_the_two_readmes_have_the_same_parts() -> None:
     english, korean = (read(name) for name in READMES)
+    korean = korean.replace(".ko.", ".")  # a picture with Korean words
     for pattern in (r"^(#+) ", r"^(- )", r"^\| `(\w+)` \|", r"\]\(((?!README|#)[^)]+)\)", r"<!-- bench:(\w+)"):
         assert sorted(re.findall(pattern, english, re.MULTILINE)) == sorted(re.findall(pattern, korean, re.MULTILINE))
     commands = [
