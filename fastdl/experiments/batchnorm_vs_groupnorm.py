@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -55,13 +55,10 @@ def arms(options: Options) -> tuple[Arm, ...]:
 def configure(options: Options, fingerprint: str, arm: Arm, seed: int) -> RunConfig:
     """The norm is the only thing in which the two arms of a rule and a size differ."""
     norm, rule, size = arm
-    protocol = protocol_of(options, DEFINITION)[1]
-    model = dict(protocol.model)
+    model = dict(protocol_of(options, DEFINITION)[1].model)
     groups = model.pop("num_groups")
     assert options.learning_rate is not None
     rate = options.learning_rate * (float(size) / REFERENCE_BATCH if rule == "linear" else 1.0)
-    if options.schedule == "many_epochs" and options.epochs == protocol.epochs:
-        options = replace(options, epochs=protocol.many_epochs)
     arguments = {**model, "norm": norm, **({"num_groups": groups} if norm == "group" else {})}
     return block_network_config(options, fingerprint, arguments, seed, batch_size=int(size), learning_rate=rate)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 import time
@@ -78,7 +79,7 @@ def conduct(definition: ExperimentDefinition, options: Any) -> Path:
         options.track,
         definition.name,
     )
-    record = {
+    record: dict[str, Any] = {
         "protocol": options.protocol,
         "planned": len(plans),
         "command": command_line(definition, given),
@@ -86,12 +87,13 @@ def conduct(definition: ExperimentDefinition, options: Any) -> Path:
         "classes": len(dataset.class_names),
         "arms": [list(arm) for arm in arms],
         "seeds": list(options.seeds),
-        "claims": [claim_to_dict(claim) for claim in definition.claims(arms)],
+        "claims": json.loads(json.dumps([claim_to_dict(claim) for claim in definition.claims(arms)])),
     }
     with output_folder(folder, definition.name, settings, resume=options.resume):
         _announce(definition, options, dataset, len(plans), folder)
         sweep = Sweep()
-        _write(folder, definition, settings, sweep, record)
+        if _earlier_claims(folder, record) is None:
+            _write(folder, definition, settings, sweep, record)
         for sweep in run_sweep(plans, dataset, folder, run_settings, options.jobs):
             _write(folder, definition, settings, sweep, record)
         from fastdl.experiments.reporting import write_report
@@ -103,6 +105,28 @@ def conduct(definition: ExperimentDefinition, options: Any) -> Path:
     if sweep.out_of_time:
         raise TimeLimitReached(f"time is up after {len(sweep.outcomes)} of {len(plans)} runs; results are in {folder}")
     return folder
+
+
+def _earlier_claims(folder: Path, record: dict[str, Any]) -> list[Any] | None:
+    """The claims about these arms that stand in the folder's results, None where there are none.
+
+    Raises:
+        ValueError: they are others, so that these would be made with the results known.
+    """
+    try:
+        content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        claims, arms = content["claims"], content["arms"]
+    except (OSError, ValueError, KeyError):
+        return None
+    if arms != record["arms"]:
+        return None
+    if claims != record["claims"]:
+        raise ValueError(
+            f"{folder} holds results that were made for other claims; claims stand before the runs. Choose another "
+            "--output-dir, or start anew with --no-resume"
+        )
+    found: list[Any] = claims
+    return found
 
 
 def _configure(definition: ExperimentDefinition, options: Any, dataset: ImageDataset) -> Any:

@@ -212,7 +212,7 @@ def complete(options: _Options, definition: ExperimentDefinition) -> _Options:
     filled: dict[str, Any] = {
         "dataset": protocol.dataset,
         "seeds": tuple(range(protocol.seeds)),
-        "epochs": protocol.epochs,
+        "epochs": protocol.many_epochs if getattr(options, "schedule", "base") == "many_epochs" else protocol.epochs,
         "batch_size": protocol.batch_size,
         "learning_rate": protocol.learning_rate,
         "width": protocol.model["width"],

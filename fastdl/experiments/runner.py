@@ -195,8 +195,10 @@ def run_sweep(
             # Also compares the configuration with the one of the finished run.
             results[index] = run_one(plan, dataset, folder, settings, labels[index])
             print(f"{labels[index]}: {_describe(known)} (finished before)", flush=True)
-            sweep.outcomes = [Outcome(plans[place], results[place]) for place in sorted(results)]
-            yield sweep
+    # Once for all of them: an interruption must not leave fewer in the results than there were.
+    sweep.outcomes = [Outcome(plans[place], results[place]) for place in sorted(results)]
+    if results:
+        yield sweep
     began, done = time.monotonic(), 0
     if jobs == 1 or len(waiting) < 2:
         reports = _one_by_one(plans, waiting, dataset, folder, settings, labels)

@@ -191,6 +191,46 @@ def test_a_mistake_in_the_options_ends_a_sweep_side_by_side(tmp_path: Path) -> N
         run(small(tmp_path, jobs=2, train_examples=5))
 
 
+def test_claims_are_not_changed_when_results_are_known(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dataclasses
+    import shutil
+
+    folder = Path(shutil.copytree(whole, tmp_path / "again"))
+    before = (folder / "results.json").read_bytes()
+    fewer = dataclasses.replace(DEFINITION, claims=lambda arms: DEFINITION.claims(arms)[:1])
+    with pytest.raises(ValueError, match="made for other claims; claims stand before the runs"):
+        conduct(fewer, small(folder))
+    assert (folder / "results.json").read_bytes() == before
+
+
+def test_an_interruption_takes_nothing_out_of_the_results(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(whole, tmp_path / "again"))
+    before = what_was_found(folder)
+
+    def interrupted(*arguments: Any, **options: Any) -> RunResult:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run_one", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(small(folder))
+    assert what_was_found(folder) == before
+
+
+def test_many_epochs_are_what_the_protocol_says_unless_others_are_asked_for() -> None:
+    from fastdl.experiments import batchnorm_vs_groupnorm as experiment
+
+    for options, epochs in (({}, 10), ({"epochs": 3}, 3)):
+        given = complete(experiment.Options(schedule="many_epochs", **options), experiment.DEFINITION)
+        config = experiment.DEFINITION.configure(given, "f", ("group", "linear", 8), 0)
+        assert given.epochs == config.training.epochs == epochs
+
+
 def test_a_second_look_at_the_test_split_is_seen(whole: Path, tmp_path: Path) -> None:
     import shutil
 
