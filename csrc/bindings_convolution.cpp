@@ -1,5 +1,7 @@
 // Convolutions on the CPU as ops of torch, in the LibTorch stable ABI: over float32 in channels last.
 #include <algorithm>
+#include <optional>
+#include <string>
 #include <tuple>
 
 #include "cpu/convolution.h"
@@ -75,37 +77,47 @@ Shape output_sizes(const Convolution& c, size_t dimensions) {
 
 Shape to_shape(const Tensor& tensor) { return Shape(tensor.sizes().begin(), tensor.sizes().end()); }
 
-// What torch's own convolution would refuse is not served, so that it is torch's that refuses it.
-bool convolution_is_served_op(const Tensor& input, const Tensor& weight, const Shape& stride, const Shape& padding,
-                              const Shape& dilation, int64_t groups) {
-  if (!convolution_is_fast() || groups != 1 || input.dim() < 3 || input.dim() > 5 || weight.dim() != input.dim()) return false;
-  for (const Tensor& tensor : {input, weight})
-    if (tensor.scalar_type() != ScalarType::Float || tensor.numel() == 0) return false;
-  const size_t spatial = size_t(input.dim()) - 2;
-  if (stride.size() != spatial || padding.size() != spatial || dilation.size() != spatial) return false;
-  for (size_t i = 0; i < spatial; ++i)
-    if (stride[i] < 1 || padding[i] < 0 || dilation[i] < 1) return false;
-  // Less than two vectors of channels fill half a tile: with 16, oneDNN took 0.83 of the time.
-  if (std::min(weight.size(0), weight.size(1)) < 32 || weight.size(1) != input.size(1) || !Geometry(input).channels_last)
-    return false;
-  const Convolution c = geometry(to_shape(input), weight, stride, padding, dilation);
-  return convolution_fills_vectors(c) && std::min({c.out[0], c.out[1], c.out[2]}) > 0;
-}
+// The number of channels in a vector; 0 where these convolutions were not measured as fast as oneDNN's.
+int64_t convolution_lanes_op() { return convolution_is_fast() ? convolution_lanes() : 0; }
+
+// A bias as the kernels read it: itself, or a copy without gaps.
+struct DenseBias {
+  MaybeTensor tensor;
+
+  DenseBias(const MaybeTensor& given, const Tensor& like) : tensor(given) {
+    if (!given || given->stride(0) == 1) return;
+    tensor = empty_strided({given->size(0)}, {1}, ScalarType::Float, like);
+    torch::stable::copy_(*tensor, *given);
+  }
+  const float* read() const { return tensor ? static_cast<const float*>(tensor->const_data_ptr()) : nullptr; }
+};
 
 std::tuple<Tensor, Tensor> convolution_forward_op(const Tensor& input, const Tensor& weight, const MaybeTensor& bias,
                                                   const Shape& stride, const Shape& padding, const Shape& dilation, bool collect) {
   const ChannelsLast x(input);
   const Convolution c = geometry(x.sizes, weight, stride, padding, dilation);
   const ChannelsLast output(output_sizes(c, x.sizes.size()), input);
-  Tensor moments = empty_statistics({collect ? 2 * c.out_channels : 0}, input), dense_bias;
-  if (bias) {
-    dense_bias = empty_strided({c.out_channels}, {1}, ScalarType::Float, input);
-    torch::stable::copy_(dense_bias, *bias);
-  }
-  convolution_forward(c, x.read(), static_cast<const float*>(weight.const_data_ptr()),
-                      bias ? static_cast<const float*>(dense_bias.const_data_ptr()) : nullptr, output.write(),
+  Tensor moments = empty_statistics({collect ? 2 * c.out_channels : 0}, input);
+  const DenseBias dense(bias, input);
+  convolution_forward(c, x.read(), static_cast<const float*>(weight.const_data_ptr()), dense.read(), output.write(),
                       collect ? static_cast<double*>(moments.mutable_data_ptr()) : nullptr);
   return {output.tensor, moments};
+}
+
+// act(convolution + bias + residual), for inference.
+Tensor convolution_act_op(const Tensor& input, const Tensor& weight, const MaybeTensor& bias, const MaybeTensor& residual,
+                          const Shape& stride, const Shape& padding, const Shape& dilation, const std::string& activation,
+                          double parameter) {
+  const ChannelsLast x(input);
+  const Convolution c = geometry(x.sizes, weight, stride, padding, dilation);
+  const Shape sizes = output_sizes(c, x.sizes.size());
+  const ChannelsLast output(sizes, input);
+  STD_TORCH_CHECK(!residual || to_shape(*residual) == sizes, "fastdl: the residual must be of the output's shape");
+  const std::optional<ChannelsLast> added = residual ? std::optional<ChannelsLast>(*residual) : std::nullopt;
+  const DenseBias dense(bias, input);
+  convolution_act_forward(c, x.read(), static_cast<const float*>(weight.const_data_ptr()), dense.read(),
+                          added ? added->read() : nullptr, activation_named(activation), parameter, output.write());
+  return output.tensor;
 }
 
 // Gradients of the input and of the weight, the latter in the weight's order of memory; None for one that is not needed.
@@ -139,18 +151,25 @@ std::tuple<Tensor, Tensor> convolution_backward_op(const Tensor& grad_output, co
 }  // namespace fastdl
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastdl_cpu, library) {
-  library.def(
-      "convolution_is_served(Tensor input, Tensor weight, int[] stride, int[] padding, int[] dilation, int groups) -> bool");
+  library.def("convolution_lanes() -> int");
   library.def(
       "convolution_forward(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, bool collect) "
       "-> (Tensor, Tensor)");
+  library.def(
+      "convolution_act(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, int[] stride, int[] padding, int[] dilation, "
+      "str activation, float activation_param) -> Tensor");
   library.def(
       "convolution_backward(Tensor grad_output, Tensor input, Tensor weight, int[] stride, int[] padding, int[] dilation, "
       "bool needs_input, bool needs_weight) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdl_cpu, CPU, library) {
-  library.impl("convolution_is_served", TORCH_BOX(&fastdl::convolution_is_served_op));
   library.impl("convolution_forward", TORCH_BOX(&fastdl::convolution_forward_op));
+  library.impl("convolution_act", TORCH_BOX(&fastdl::convolution_act_op));
   library.impl("convolution_backward", TORCH_BOX(&fastdl::convolution_backward_op));
+}
+
+// It has no tensor to be chosen by.
+STABLE_TORCH_LIBRARY_IMPL(fastdl_cpu, CompositeExplicitAutograd, library) {
+  library.impl("convolution_lanes", TORCH_BOX(&fastdl::convolution_lanes_op));
 }

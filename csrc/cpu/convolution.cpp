@@ -35,16 +35,18 @@ void merge_moments(const Gather& gather, double* result) {
   for (int64_t c = 0; c < columns; ++c) result[columns + c] = std::max(result[columns + c] / double(count), 0.0);
 }
 
-}  // namespace
-
-bool convolution_fills_vectors(const Convolution& c) {
-  return c.in_channels % lanes<float> == 0 && c.out_channels % lanes<float> == 0;
+// A 1x1 convolution that passes no position over, with every position a sample of its own: a tile's rows are then one behind the
+// other in memory, where they would be as far apart as samples are.
+Convolution flattened(const Convolution& given) {
+  Convolution c = given;
+  for (int d = 0; d < 3; ++d)
+    if (c.kernel[d] != 1 || c.stride[d] != 1 || c.padding[d] != 0) return c;
+  c.samples *= c.in_positions();
+  for (int d = 0; d < 3; ++d) c.in[d] = c.out[d] = 1;
+  return c;
 }
 
-bool convolution_is_fast() { return vector_bytes == 64; }
-
-void convolution_forward(const Convolution& c, const float* input, const float* weight, const float* bias, float* output,
-                         double* moments) {
+Gather forward_gather(const Convolution& c, const float* input, const float* bias, float* output) {
   Gather gather{};
   gather.samples = c.samples;
   gather.source = input;
@@ -59,6 +61,19 @@ void convolution_forward(const Convolution& c, const float* input, const float* 
   }
   gather.taps = convolution_taps(c);
   gather.bias = bias;
+  return gather;
+}
+
+}  // namespace
+
+int64_t convolution_lanes() { return lanes<float>; }
+
+bool convolution_is_fast() { return vector_bytes == 64; }
+
+void convolution_forward(const Convolution& given, const float* input, const float* weight, const float* bias, float* output,
+                         double* moments) {
+  const Convolution c = flattened(given);
+  Gather gather = forward_gather(c, input, bias, output);
   const Scratch<float> weights(c.taps() * c.in_channels * c.out_channels);
   pack_convolution_weight(c, weight, gather.taps, true, weights.data());
   gather.weights = weights.data();
@@ -68,7 +83,20 @@ void convolution_forward(const Convolution& c, const float* input, const float* 
   if (moments) merge_moments(gather, moments);
 }
 
-void convolution_data_gradient(const Convolution& c, const float* grad_output, const float* weight, float* grad_input) {
+void convolution_act_forward(const Convolution& given, const float* input, const float* weight, const float* bias,
+                             const float* residual, Activation activation, double parameter, float* output) {
+  const Convolution c = flattened(given);
+  Gather gather = forward_gather(c, input, bias, output);
+  const Scratch<float> weights(c.taps() * c.in_channels * c.out_channels);
+  pack_convolution_weight(c, weight, gather.taps, true, weights.data());
+  gather.weights = weights.data();
+  const Finish finish{output, residual, float(parameter), finishes[int(activation)]};
+  if (residual || activation != Activation::identity) gather.finish = &finish;
+  run_gather(gather);
+}
+
+void convolution_data_gradient(const Convolution& given, const float* grad_output, const float* weight, float* grad_input) {
+  const Convolution c = flattened(given);
   const Scratch<float> weights(c.taps() * c.in_channels * c.out_channels);
   const int64_t* at = c.weight_strides + 2;
   // Input positions that are a stride apart take the same taps.

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "../types.h"
+
 namespace fastdl {
 
 // A convolution over up to three spatial dimensions; of those that a call lacks, the first ones have size 1.
@@ -18,14 +20,17 @@ struct Convolution {
   int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
 };
 
-// Whether both numbers of channels fill this build's vectors, as all that follows takes for granted.
-bool convolution_fills_vectors(const Convolution& convolution);
+// The channels in one of this build's vectors: both numbers of channels are multiples of it, as all that follows takes for granted.
+int64_t convolution_lanes();
 // Whether this build was measured as fast as oneDNN's convolutions, or faster (bench/results): with AVX-512.
 bool convolution_is_fast();
 
 // output (samples, *out, out_channels). moments: null, or mean and biased variance of each output channel, (2, out_channels).
 void convolution_forward(const Convolution& convolution, const float* input, const float* weight, const float* bias, float* output,
                          double* moments);
+// output = act(convolution + bias + residual); the residual, of the output's shape and as dense, may be null.
+void convolution_act_forward(const Convolution& convolution, const float* input, const float* weight, const float* bias,
+                             const float* residual, Activation activation, double parameter, float* output);
 // grad_input (samples, *in, in_channels)
 void convolution_data_gradient(const Convolution& convolution, const float* grad_output, const float* weight, float* grad_input);
 // grad_weight: in the weight's strides.

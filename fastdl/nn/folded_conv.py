@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from fastdl.nn.group_norm import describe_activation
 from fastdl.ops.arguments import resolve_activation
+from fastdl.ops.convolution import Convolution
+from fastdl.ops.norm_act_conv import serving_call
 from fastdl.reference.activations import activate
 from fastdl.reference.conv_norm_act import CONVOLUTIONS
 
@@ -30,8 +32,9 @@ _AFTER_A_SUM = frozenset({"identity", "relu"})
 class FoldedConvAct(nn.Module):
     """``act(conv(x) + residual)``; what `fold` puts in the place of convolution, norm and activation.
 
-    On the CPU in float32 and bfloat16 oneDNN adds and activates while the convolution's output is in the cache.
-    Anywhere else, and where a gradient is recorded, these are torch's own ops. Weight and bias are buffers.
+    On the CPU in float32 and bfloat16 our own convolution, where it serves the call, else oneDNN's, adds and activates
+    while the output is in the cache. Anywhere else, and where a gradient is recorded, these are torch's own ops.
+    Weight and bias are buffers.
     """
 
     weight: Tensor
@@ -60,7 +63,10 @@ class FoldedConvAct(nn.Module):
         self._parameter = resolve_activation(type(self).__name__, activation, parameter)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        if self._has_epilogue(input):
+        if self._has_epilogue(input, residual):
+            output = self._by_our_own(input, residual)
+            if output is not None:
+                return output
             if residual is None and self.activation in _EPILOGUES:
                 return self._by_onednn(input)
             if residual is not None and self.activation in _AFTER_A_SUM and residual.dtype == input.dtype:
@@ -75,19 +81,32 @@ class FoldedConvAct(nn.Module):
             return output.relu_()
         return activate(output, self.activation, self._parameter)
 
-    def _has_epilogue(self, input: Tensor) -> bool:
+    def _has_epilogue(self, input: Tensor, residual: Tensor | None) -> bool:
         return (
             input.device.type == "cpu"
             and input.ndim == self.weight.ndim == 4
             and input.dtype == self.weight.dtype
             and input.numel() > 0
             and not isinstance(self.padding, str)
-            and not (torch.is_grad_enabled() and input.requires_grad)
+            and not (torch.is_grad_enabled() and (input.requires_grad or _requires_grad(residual)))
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
             and type(input) is Tensor
             and _onednn_computes(input.dtype)
         )
+
+    def _by_our_own(self, input: Tensor, residual: Tensor | None) -> Tensor | None:
+        """None where our own convolution does not serve, or the residual would have to be broadcast or converted."""
+        convolution = Convolution(self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        served = serving_call(input, convolution)
+        if served is None or served[0] != "cpu":
+            return None
+        if residual is not None and (residual.dtype != input.dtype or residual.shape != self._output_shape(input)):
+            return None
+        output: Tensor = torch.ops.fastdl_cpu.convolution_act.default(
+            input, self.weight, self.bias, residual, *served[1], self.activation, self._parameter
+        )
+        return output
 
     def _by_onednn(self, input: Tensor) -> Tensor:
         name, has_parameter, algorithm = _EPILOGUES[self.activation]
@@ -126,6 +145,10 @@ class FoldedConvAct(nn.Module):
         outputs, inputs, *kernel = self.weight.shape
         text = f"{inputs * self.groups}, {outputs}, kernel_size={tuple(kernel)}, stride={self.stride}"
         return text + f", padding={self.padding}" + describe_activation(self.activation, self.activation_param)
+
+
+def _requires_grad(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.requires_grad
 
 
 def _onednn_computes(dtype: torch.dtype) -> bool:

@@ -70,7 +70,7 @@ def _cpu_backward(
 
 
 OWN_ON_CPU = Convolutions(_cpu_forward, _cpu_backward)
-"""Over float32 in channels last (csrc/cpu/convolution.h); `fastdl_cpu.convolution_is_served` tells for whom."""
+"""Over float32 in channels last (csrc/cpu/convolution.h); `fused_convolution.serves` tells for whom."""
 
 
 def _alone_forward(*arguments: Any) -> tuple[Tensor, Tensor]:

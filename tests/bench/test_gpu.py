@@ -19,7 +19,7 @@ from fastdl.bench.timing import Effort, interleave
 from fastdl.ops import dispatch
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-TINY = Effort(seconds=0.0, warm_up=0.0, batch=0.0, least_rounds=2)
+TINY = Effort(seconds=0.0, warm_up=0.0, batch=0.0, least_rounds=2, settle=0.0)
 LARGE = 100 * 10**6
 
 

@@ -26,7 +26,7 @@ def contenders(*names):
     return {name: (lambda index, name=name: name) for name in names}
 
 
-EFFORT = Effort(seconds=1.0, warm_up=0.0, batch=0.0, least_rounds=4, most_rounds=50)
+EFFORT = Effort(seconds=1.0, warm_up=0.0, batch=0.0, settle=0.0, least_rounds=4, most_rounds=50)
 
 
 def test_every_contender_has_one_turn_in_every_round_behind_another_one_each_time():
@@ -71,6 +71,21 @@ def test_short_calls_are_repeated_within_a_turn_and_told_a_call():
     assert times["long"].calls_per_round == 1
     assert times["short"].median == pytest.approx(1e-5)
     assert times["long"].median == pytest.approx(1e-2)
+
+
+def test_a_turn_of_short_calls_begins_with_one_that_is_not_timed():
+    def cost(turn):  # the first call behind another contender's finds nothing of its own in the caches
+        return 3e-3 if timer.turns[-1][0] != timer.turns[-2][0] else 1e-3
+
+    timer = FakeTimer({"short": cost, "long": 5e-2})
+    timer.turns.append(("none", 0, 0))
+    times = interleave(contenders("short", "long"), timer, Effort(0.5, warm_up=0.0, batch=0.0, settle=2e-2))
+    assert times["short"].median == times["short"].upper_quartile == 1e-3
+    names = [name for name, _, _ in timer.turns][5:]
+    assert names.count("short") == 2 * times["short"].rounds
+    assert names.count("long") == times["long"].rounds
+    # An untimed call takes its time of the run's all the same.
+    assert times["short"].rounds == pytest.approx(0.5 / (3e-3 + 1e-3 + 5e-2), abs=1)
 
 
 def test_median_and_quartiles_ignore_an_outlier():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutation.mutation import Mutation
 
 GATHER = "csrc/cpu/convolution_gather.h"
+FINISH = "csrc/cpu/convolution_finish.h"
 PACK = "csrc/cpu/convolution_pack.h"
 WEIGHT = "csrc/cpu/convolution_weight.cpp"
 CONVOLUTION = "csrc/cpu/convolution.cpp"
@@ -19,6 +20,22 @@ MUTATIONS = [
         "std::fill_n(places_->results[i], gather_.columns, 0.0f);",
         "std::fill_n(places_->results[i], gather_.columns / 2, 0.0f);",
     ),
+    Mutation(
+        "cpu_finish_of_every_block",
+        GATHER,
+        ">= gather_.depth ? gather_.finish : nullptr;",
+        "> 0 ? gather_.finish : nullptr;",
+    ),
+    Mutation(
+        "cpu_a_task_without_its_last_tile",
+        GATHER,
+        "first_of(task + 1) - first_of(task);",
+        "std::max<int64_t>(1, first_of(task + 1) - first_of(task) - 8);",
+    ),
+    Mutation(
+        "cpu_residual_of_the_first_rows", FINISH, "finish.residual + (to - finish.result)", "finish.residual + column"
+    ),
+    Mutation("cpu_flattened_with_padding", CONVOLUTION, " || c.padding[d] != 0) return c;", ") return c;"),
     Mutation("cpu_moments_from_the_first_position", GATHER, "sums[1][c] - mean * sums[0][c]", "sums[1][c]"),
     Mutation("cpu_moments_of_a_task", CONVOLUTION, "distance * distance * double(count) * share", "0"),
     Mutation(

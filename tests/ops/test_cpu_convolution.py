@@ -15,6 +15,8 @@ import fastdl
 from fastdl import native, nn
 from fastdl.ops import conv_norm_act, convolutions
 from fastdl.ops.convolutions import OWN_ON_CPU
+from fastdl.reference import ACTIVATIONS
+from fastdl.reference.activations import activate
 from tests.support.backends import BACKENDS_UNDER_TEST
 from tests.support.layouts import LAYOUTS
 
@@ -50,6 +52,8 @@ SHAPES = {
     "dilated": Shape(2, 16, 32, (9, 10), (3, 3), 1, 2, 2),
     "dilated_with_stride": Shape(2, 16, 16, (13, 11), (3, 3), 2, 3, 3),
     "pointwise": Shape(4, 64, 16, (5, 5), (1, 1)),
+    "pointwise_of_many_tasks": Shape(9, 16, 32, (19, 17), (1, 1)),
+    "pointwise_with_padding": Shape(2, 32, 16, (3, 4), (1, 1), 1, 1),
     "pointwise_stride_2": Shape(4, 16, 64, (5, 6), (1, 1), 2),
     "one_value": Shape(1, 16, 16, (1, 1), (1, 1)),
     "one_position_of_many": Shape(1, 16, 16, (3, 3), (3, 3)),
@@ -118,6 +122,48 @@ def test_every_shape_is_as_right_as_torch(name: str, weight_layout: str) -> None
     assert grad_input.stride() == channels_last(grad_input).stride()
     assert grad_weight is not None
     assert grad_weight.stride() == weight.stride()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_shape_with_a_residual_and_an_activation(name: str) -> None:
+    torch.manual_seed(list(SHAPES).index(name))
+    x, weight, grad, moves = draw(SHAPES[name])
+    bias, residual = torch.randn(weight.shape[0]), grad
+    found = torch.ops.fastdl_cpu.convolution_act(x, weight, bias, residual, *moves, "relu", 0.0)
+    truth = by_torch(x.double(), weight.double(), bias.double(), grad.double(), moves)[0] + residual.double()
+    torchs = by_torch(x, weight, bias, grad, moves)[0] + residual
+    assert_close("output", found, truth.relu(), torchs.relu(), x.shape[1] * math.prod(SHAPES[name].kernel))
+    assert found.stride() == channels_last(found).stride()
+
+
+@pytest.mark.parametrize("name", ["batch_of_17_in_three_blocks", "deeper_than_a_block", "taps_in_blocks"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_behind_a_convolution(activation: str, name: str) -> None:
+    torch.manual_seed(0)
+    x, weight, _, moves = draw(SHAPES[name])
+    parameter = 0.3 if activation in ("leaky_relu", "elu") else 0.0
+    found = torch.ops.fastdl_cpu.convolution_act(4 * x, weight, None, None, *moves, activation, parameter)
+    u = torch.convolution(4 * x.double(), weight.double(), None, *moves, False, [0, 0], 1)
+    expected = activate(u, activation, parameter)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_residual_and_a_bias_of_any_strides(layout: str) -> None:
+    torch.manual_seed(0)
+    x, weight, _, moves = draw(Shape(3, 16, 32, (5, 4), (3, 3), 1, 1))
+    residual = LAYOUTS[layout]((3, 32, 5, 4), torch.randn)
+    for bias in (torch.randn(32, 2)[:, 0], torch.randn(1).expand(32)):
+        assert torch.equal(
+            torch.ops.fastdl_cpu.convolution_act(x, weight, bias, residual, *moves, "silu", 0.0),
+            torch.ops.fastdl_cpu.convolution_act(
+                x, weight, bias.contiguous(), channels_last(residual), *moves, "silu", 0.0
+            ),
+        )
+        forward = OWN_ON_CPU.forward(x, weight, bias, *moves, 1, False)[0]
+        assert torch.equal(forward, OWN_ON_CPU.forward(x, weight, bias.contiguous(), *moves, 1, False)[0])
+    with pytest.raises(RuntimeError, match="residual"):
+        torch.ops.fastdl_cpu.convolution_act(x, weight, None, residual[:1], *moves, "relu", 0.0)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
