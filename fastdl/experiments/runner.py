@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from fastdl.data import ImageDataset
 from fastdl.data.files import write_json
+from fastdl.experiments.folder_lock import hold
 from fastdl.training import CheckpointPolicy, RunConfig, RunResult, TimeLimitReached, load_result, train_classifier
 from fastdl.training.config import differences
 from fastdl.training.environment import describe_environment
@@ -76,22 +75,15 @@ def output_folder(path: Path, experiment: str, settings: Mapping[str, Any], *, r
     Raises:
         ValueError: another process works in the folder, or it holds another experiment or other settings.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"another process is at work in {path}; wait for it, or choose another --output-dir") from None
+    lock = hold(path, "another --output-dir")
     try:
         record = path / "config.json"
         if not resume and record.exists():
             aside = path.with_name(f"{path.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
             path.rename(aside)
             print(f"The results so far are kept in {aside}", file=sys.stderr)
-            path.mkdir()
             lock.release()
-            lock = FileLock(path / ".lock")
-            lock.acquire(timeout=0)
+            lock = hold(path, "another --output-dir")
         wanted = {"experiment": experiment, "settings": json.loads(json.dumps(settings))}
         try:
             present = json.loads(record.read_text(encoding="utf-8"))

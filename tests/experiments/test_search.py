@@ -21,6 +21,7 @@ from fastdl.experiments.definition import PROTOCOLS, ExperimentDefinition, Facto
 from fastdl.experiments.networks import block_network_config
 from fastdl.experiments.options import CommonOptions, complete
 from fastdl.experiments.search import FIRST_SEARCH_SEED, load_best, search
+from fastdl.experiments.search_report import is_at_edge
 from fastdl.training import RunConfig, RunResult, TimeLimitReached
 
 optuna = pytest.importorskip("optuna")
@@ -258,7 +259,7 @@ def test_diverged_trials_count_as_an_accuracy_of_zero(digits: ImageDataset, tmp_
     ("rate", "expected"), [(0.001, True), (0.0019, True), (0.0021, False), (0.4, False), (0.6, True)]
 )
 def test_a_best_one_at_the_edge_of_the_range_is_pointed_out(rate: float, expected: bool) -> None:
-    assert search_module._is_at_edge(rate, 0.001, 1.0) is expected
+    assert is_at_edge(rate, 0.001, 1.0) is expected
 
 
 def test_the_table_says_that_the_best_one_is_at_the_edge(digits: ImageDataset, tmp_path: Path) -> None:
