@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastdl.ops import annotation
 from fastdl.ops.arguments import (
     check_channel_parameter,
     check_eps,
@@ -13,8 +14,9 @@ from fastdl.ops.arguments import (
     check_residual,
     resolve_activation,
 )
+from fastdl.ops.conv_norm_block import one_node
 from fastdl.ops.convolution import Convolution, Norm, check_norm, check_weight
-from fastdl.ops.norm_act_conv import convolve_normalized, convolve_on_cpu, serving_call
+from fastdl.ops.norm_act_conv import Moves, convolve_normalized, convolve_on_cpu, serving_call
 
 NOTHING_BEFORE = Norm("none", activation="identity")
 ORDERS = ("conv_norm_act", "conv_act_norm")
@@ -82,7 +84,17 @@ def conv_norm_act(
     resolve_activation(op, activation, activation_param)
     check_eps(op, eps)
     convolution = Convolution(weight, bias, stride, padding, dilation, groups)
-    x, known = convolve(op, input, convolution, takes_batch_statistics(behind))
+    served = serving_call(input, convolution)
+    if (
+        served is not None
+        and served[0] == "cpu"
+        and annotation.annotate is None
+        and not torch.is_autocast_enabled("cpu")
+    ):
+        output: Tensor | None = one_node(op, input, convolution, served[1], behind, residual)
+        if output is not None:
+            return output
+    x, known = _convolve(op, input, convolution, takes_batch_statistics(behind), served)
     check_channel_parameter(op, "norm_weight", norm_weight, x)
     check_channel_parameter(op, "norm_bias", norm_bias, x)
     check_residual(op, residual, x.shape, x)
@@ -97,7 +109,12 @@ def convolve(op: str, input: Tensor, convolution: Convolution, wants_statistics:
     They do so from fused kernels alone, which serve where their backend was asked for by name, or measured the fastest.
     The CPU's serve without them too: they are as fast as the vendor's, or faster.
     """
-    served = serving_call(input, convolution)
+    return _convolve(op, input, convolution, wants_statistics, serving_call(input, convolution))
+
+
+def _convolve(
+    op: str, input: Tensor, convolution: Convolution, wants_statistics: bool, served: tuple[str, Moves] | None
+) -> tuple[Tensor, Tensor | None]:
     if served is not None and served[0] == "cpu" and not torch.is_autocast_enabled("cpu"):
         return convolve_on_cpu(input, convolution, served[1], wants_statistics)
     if served is not None and wants_statistics:

@@ -9,6 +9,7 @@ FINISH = "csrc/cpu/convolution_finish.h"
 PACK = "csrc/cpu/convolution_pack.h"
 WEIGHT = "csrc/cpu/convolution_weight.cpp"
 CONVOLUTION = "csrc/cpu/convolution.cpp"
+BLOCK = "fastdl/ops/conv_norm_block.py"
 
 MUTATIONS = [
     Mutation("cpu_padding_above_and_below", GATHER, "(uint64_t(b) < uint64_t(size[1])) &", "(b == b) &"),
@@ -65,5 +66,15 @@ MUTATIONS = [
         "csrc/bindings_convolution.cpp",
         "c.weight_strides[d + 2] = weight.stride(i + 2);",
         "c.weight_strides[d + 2] = 1;",
+    ),
+    Mutation("one_node_statistics_before_an_activation", BLOCK, "batch and not behind.activation_first", "batch"),
+    Mutation(
+        "one_node_gradients_in_their_order", BLOCK, "*plan.moves, needs[0], needs[1]", "*plan.moves, needs[1], needs[0]"
+    ),
+    Mutation(
+        "one_node_without_its_bias",
+        BLOCK,
+        "torch.convolution(input, weight, bias, *self.moves",
+        "torch.convolution(input, weight, None, *self.moves",
     ),
 ]

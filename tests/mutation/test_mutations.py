@@ -63,6 +63,7 @@ SUITES = (
             "fastdl/ops/dropout",
         )
     ),
+    Suite("fastdl/ops/conv_norm_block", ("tests/ops/test_conv_norm_block.py",), needs_cpu_library=True),
     Suite("kernels/dropout", ("tests/interpreter/test_interpreter.py", "-k", "path_of_dropout")),
     Suite("kernels/row_norm", ("tests/interpreter/test_interpreter.py", "-k", "norms_over_rows")),
     Suite("csrc/cuda/row_norm", ("tests/simt/test_row_norms.py",)),
