@@ -35,6 +35,7 @@ from .records import GRAPH, CaseRecord
 from .resume import Earlier, earlier
 from .run import Progress, run_cases
 from .timing import FULL, QUICK, Effort, timer_for
+from .visits import VISITS, effort_of_one
 
 INTERRUPTED = 130
 
@@ -126,6 +127,7 @@ def _run_all(
     limit = time_limit_of(options, device)
     _announce(plans, limit)
     status = 0
+    visits = VISITS if device.type == "cpu" and options.shapes != "quick" else 1
     for number, plan in enumerate(plans):
         remaining = None if limit is None else limit - (time.monotonic() - began)
         share = None if remaining is None else share_of_time(remaining, [rest.seconds for rest in plans[number:]])
@@ -133,7 +135,7 @@ def _run_all(
         rates = {**plan.run.matrix_rates, **(plan.earlier.run.matrix_rates if plan.earlier.run else {})}
         settings = Settings(
             device=device,
-            effort=effort_for(device, quick=options.shapes == "quick"),
+            effort=effort_of_one(effort_for(device, quick=options.shapes == "quick"), visits),
             compile=not options.no_compile,
             autotune=options.max_autotune,
             pools=pools,
@@ -144,6 +146,7 @@ def _run_all(
         outcome = run_cases(
             plan.benchmark, plan.cases, settings, run, path=path, machine=machine.describe(device),
             time_limit=share, progress=Progress(len(plan.cases)), earlier=plan.earlier.records,
+            visits=visits,
         )  # fmt: skip
         show(outcome, path)
         if _ours_is_wrong(outcome.records):

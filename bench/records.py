@@ -57,6 +57,7 @@ class CaseRecord:
         clocks: on a GPU its clocks, temperature and power ``before`` and ``after`` the case, as `clocks.read` gives
             them; empty where the driver does not tell.
         seconds: what measuring the case took, checks and compilations included; 0 where that was not kept.
+        visits: how many times, minutes apart, the case was measured; the times are those of all together.
     """
 
     case: Case
@@ -68,6 +69,7 @@ class CaseRecord:
     peak_bytes: dict[str, int] = field(default_factory=dict)
     clocks: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: float = 0.0
+    visits: int = 1
 
 
 def by_backend(record: CaseRecord, measurement: Measurement) -> dict[str, float]:

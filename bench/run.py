@@ -16,6 +16,7 @@ from .harness import Settings, measure
 from .records import GRAPH, CaseRecord
 from .summary import FORWARD, speedup
 from .table import ratio
+from .visits import merged
 
 Measure = Callable[[Benchmark, Case, Settings, Callable[[str], None]], CaseRecord]
 """What measures one case; the last argument is told what is going on."""
@@ -39,12 +40,12 @@ class Progress:
         self.stream = stream or sys.stderr
         self.live = self.stream.isatty()
 
-    def step(self, number: int, case: Case, text: str) -> None:
+    def step(self, number: int, visit: int, case: Case, text: str) -> None:
         if self.live:
-            self.stream.write(f"\r\x1b[K{self._head(number, case)}: {text} ...")
+            self.stream.write(f"\r\x1b[K{self._head(number, visit, case)}: {text} ...")
             self.stream.flush()
 
-    def done(self, number: int, record: CaseRecord, taken: float) -> None:
+    def done(self, number: int, visit: int, record: CaseRecord, taken: float) -> None:
         parts = [
             f"{'fwd' if m.pass_name == FORWARD else 'fwd+bwd'}{state_text(m.pool)} {ratio(speedup(m, 'eager'))} eager"
             for m in record.measurements
@@ -52,11 +53,12 @@ class Progress:
         ]
         parts += [f"{name} rejected" for name in record.rejected]
         start = "\r\x1b[K" if self.live else ""
-        self.stream.write(f"{start}{self._head(number, record.case)}: {', '.join(parts)} [{taken:.0f} s]\n")
+        self.stream.write(f"{start}{self._head(number, visit, record.case)}: {', '.join(parts)} [{taken:.0f} s]\n")
         self.stream.flush()
 
-    def _head(self, number: int, case: Case) -> str:
-        return f"[{number}/{self.total}] {case.label} {LAYOUT_LABELS[case.layout]} {case.dtype}"
+    def _head(self, number: int, visit: int, case: Case) -> str:
+        again = f", visit {visit}" if visit > 1 else ""
+        return f"[{number}/{self.total}{again}] {case.label} {LAYOUT_LABELS[case.layout]} {case.dtype}"
 
 
 def state_text(pool: str | None) -> str:
@@ -75,40 +77,51 @@ def run_cases(
     time_limit: float | None = None,
     progress: Progress | None = None,
     earlier: Sequence[CaseRecord] = (),
+    visits: int = 1,
     measure: Measure = measure,
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
-    """Measures the cases in order and keeps the file up to date; Ctrl-C or the time limit ends it early.
+    """Measures the cases in order, in so many visits, and keeps the file up to date; Ctrl-C or the time limit ends it.
 
-    Cases that ``earlier`` holds, of the same run before it was interrupted, are taken from there. No case is started
-    that the slowest one so far would carry past ``time_limit`` seconds.
+    Cases that ``earlier`` holds, of the same run before it was interrupted, are taken from there, with the visits they
+    had. Nothing is started that the slowest case so far would carry past ``time_limit`` seconds.
     """
     progress = progress or Progress(len(cases))
     outcome = Outcome(replace(run, cases_selected=len(cases)))
     begin, longest = clock(), 0.0
-    known = {record.case.key: record for record in earlier}
+    done = {record.case.key: record for record in earlier}
     results.read(path)  # a file that is not ours must stop the run before it has cost anything
-    for number, case in enumerate(cases, 1):
-        if case.key in known:
-            outcome.records.append(known[case.key])
-            if number == len(cases):  # what was interrupted between its last case and its end
-                results.save(path, machine, outcome.run, outcome.records, finished=True)
-            continue
+    steps = [(visit, number, case) for visit in range(1, visits + 1) for number, case in enumerate(cases, 1)]
+    missing = [step for step in steps if step[2].key not in done or done[step[2].key].visits < step[0]]
+
+    def save(finished: bool) -> None:
+        outcome.records = [done[case.key] for case in cases if case.key in done]
+        results.save(path, machine, outcome.run, outcome.records, finished=finished)
+
+    if not missing:  # what was interrupted between its last case and its end
+        save(finished=True)
+    for place, (visit, number, case) in enumerate(missing):
         started = clock()
         if time_limit is not None and started - begin + longest > time_limit:
-            outcome.stopped = f"the time limit of {time_limit:.0f} s leaves {len(cases) - number + 1} cases unmeasured"
+            state = "unmeasured" if visit == 1 else f"with {visit - 1} of {visits} visits"
+            count = sum(step[0] == visit for step in missing[place:])
+            outcome.stopped = f"the time limit of {time_limit:.0f} s leaves {count} cases {state}"
+            if visit > 1:
+                save(finished=True)
             break
         try:
-            record = measure(benchmark, case, settings, partial(progress.step, number, case))
+            record = measure(benchmark, case, settings, partial(progress.step, number, visit, case))
         except KeyboardInterrupt:
-            outcome.stopped = f"interrupted after {number - 1} of {len(cases)} cases"
+            what = "cases" if visits == 1 else "visits"
+            outcome.stopped = f"interrupted after {len(steps) - len(missing) + place} of {len(steps)} {what}"
             outcome.interrupted = True
             break
         taken = clock() - started
         longest = max(longest, taken)
         record = replace(record, seconds=taken)
-        outcome.records.append(record)
+        done[case.key] = merged(done[case.key], record) if case.key in done else record
         outcome.run = replace(outcome.run, seconds=run.seconds + clock() - begin)
-        progress.done(number, record, taken)
-        results.save(path, machine, outcome.run, outcome.records, finished=number == len(cases))
+        progress.done(number, visit, record, taken)
+        save(finished=place == len(missing) - 1)
+    outcome.records = [done[case.key] for case in cases if case.key in done]
     return outcome
