@@ -42,7 +42,8 @@ page is up to date, and `python -m bench --compare OLD.json NEW.json` what a new
   order changes from round to round. A turn of calls below {FULL.settle * 1e3:g} ms begins with one that is not
   timed, as contenders that share an allocator would find what they write to in the caches. A time is the median over
   the rounds ({FULL.seconds:g} s for all contenders of one comparison, and {FULL.least_rounds} rounds at least); its
-  spread is the interquartile range.
+  spread is the interquartile range. On a CPU every case is visited twice, minutes apart, with half of the rounds each:
+  the time is the middle of both medians, and the spread reaches over the quartiles of both.
 - A contender is checked before it is timed: output, gradients and changed buffers against the definition in float64.
   One that is wrong, or raises, is listed with the reason and not timed.
 - "Forward" is timed without gradients, as in inference; "forward + backward" ends with the gradients of the input and

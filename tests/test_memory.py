@@ -65,6 +65,18 @@ def test_a_large_output_comes_from_it_and_returns_to_it() -> None:
     assert output().data_ptr() == address  # the very block, again
 
 
+def test_the_block_given_back_last_is_given_out_first() -> None:
+    """It is the one that is still in a cache; sizes within an eighth share blocks."""
+    before = fastdl.cpu_pool().misses
+    tensors = [output() for _ in range(4)]
+    places = [tensor.data_ptr() for tensor in tensors]
+    for i in (2, 0, 3, 1):
+        tensors[i] = torch.empty(0)
+    again = [output(), output(shape=(1, 4, 1024, 255)), output()]
+    assert [tensor.data_ptr() for tensor in again] == [places[i] for i in (1, 3, 0)]
+    assert fastdl.cpu_pool().misses == before + 4
+
+
 def test_small_outputs_do_not_come_from_it() -> None:
     before = fastdl.cpu_pool()
     y = output(shape=(1, 4, 16, 16))

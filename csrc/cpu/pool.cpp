@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <unordered_map>
@@ -78,6 +79,10 @@ class Pool {
       if (!enabled_) return nullptr;
       auto found = free_.lower_bound(size);
       if (found != free_.end() && found->first <= size + size / 8) {
+        // The last of those of this size that was given back, which is the likeliest to be in a cache: equal keys are in the order
+        // of their insertion. Taking the first, RMSNorm at (1, 1024, 4096) in bfloat16 took twice as long where earlier work had
+        // left a dozen blocks of its size.
+        found = std::prev(free_.upper_bound(found->first));
         void* block = found->second.block;
         cached_ -= found->first;
         in_use_ += found->first;
