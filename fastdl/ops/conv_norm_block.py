@@ -93,7 +93,7 @@ class _Plan(NamedTuple):
         return output
 
 
-class _ConvNormAct(torch.autograd.Function):
+class ConvNormAct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: _Plan, x: Tensor, *tensors: Any) -> Tensor:
         """``x``: the convolution's output. Tensors: input, weight, bias, the norm's weight and bias, residual."""
@@ -123,7 +123,7 @@ class _ConvNormAct(torch.autograd.Function):
         return (None, None, grad_input, grad_weight, grad_bias, *gradients[1:])
 
 
-_apply: Any = super(torch.autograd.Function, _ConvNormAct).apply  # see fastdl.ops.eager
+_apply: Any = super(torch.autograd.Function, ConvNormAct).apply  # see fastdl.ops.eager
 
 
 def _differentiate(

@@ -89,7 +89,7 @@ def test_it_is_one_node_that_keeps_the_convolutions_output() -> None:
     output = conv_norm_act(**tensors, norm="batch", training=True, padding=1)
     node = output.grad_fn
     assert node is not None
-    assert type(node).__name__ == "_ConvNormActBackward"
+    assert type(node).__name__ == "ConvNormActBackward"
     assert {type(before).__name__ for before, _ in node.next_functions if before is not None} == {"AccumulateGrad"}
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):  # type: ignore[func-returns-value]
