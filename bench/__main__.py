@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +34,7 @@ from .options import (
 from .printing import heading, show
 from .records import GRAPH, CaseRecord
 from .resume import Earlier, earlier
-from .run import Progress, run_cases
+from .run import Outcome, Progress, run_cases
 from .timing import FULL, QUICK, Effort, timer_for
 from .visits import VISITS, effort_of_one
 
@@ -98,13 +99,13 @@ def main(argv: list[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class Planned:
-    """An op that is to be measured: its cases, its run's circumstances, what is done already, the seconds left."""
+    """An op that is to be measured: its cases, its circumstances, what is done, the seconds left of each visit."""
 
     benchmark: Benchmark
     cases: Sequence[Case]
     run: results.Run
     earlier: Earlier
-    seconds: float
+    seconds: Sequence[float]
 
 
 def _run_all(
@@ -125,35 +126,59 @@ def _run_all(
     rates = {name: ceilings.matrix_rate(device, getattr(torch, name), timer) for name in dtypes}
     plans = _plans(options, device, chosen, path, pools, bandwidth, rates, load)
     limit = time_limit_of(options, device)
-    _announce(plans, limit)
+    _announce(plans, limit, visits_of(options, device))
+    return _visit_all(options, device, plans, path, pools, limit, began)
+
+
+def _visit_all(
+    options: argparse.Namespace,
+    device: torch.device,
+    plans: Sequence[Planned],
+    path: Path,
+    pools: tuple[str | None, ...],
+    limit: float | None,
+    began: float,
+) -> int:
+    """Every op's first visits, then every op's second ones, so that as much time as there is lies between them."""
     status = 0
-    visits = VISITS if device.type == "cpu" and options.shapes != "quick" else 1
-    for number, plan in enumerate(plans):
+    visits = visits_of(options, device)
+    effort = effort_of_one(effort_for(device, quick=options.shapes == "quick"), visits)
+    outcomes = [Outcome(plan.earlier.run or plan.run, plan.earlier.records) for plan in plans]
+    for visit, number in itertools.product(range(1, visits + 1), range(len(plans))):
+        plan, before, last = plans[number], outcomes[number], visit == visits
         remaining = None if limit is None else limit - (time.monotonic() - began)
-        share = None if remaining is None else share_of_time(remaining, [rest.seconds for rest in plans[number:]])
+        expected = [rest.seconds[visit - 1] for rest in plans[number:]]
+        expected += [seconds for rest in plans for seconds in rest.seconds[visit:]]
         # A run that is taken up again keeps the rates by which its first cases' floors were reckoned.
-        rates = {**plan.run.matrix_rates, **(plan.earlier.run.matrix_rates if plan.earlier.run else {})}
         settings = Settings(
             device=device,
-            effort=effort_of_one(effort_for(device, quick=options.shapes == "quick"), visits),
+            effort=effort,
             compile=not options.no_compile,
             autotune=options.max_autotune,
             pools=pools,
-            matrix_rates=rates,
+            matrix_rates={**plan.run.matrix_rates, **before.run.matrix_rates},
         )
-        run = plan.earlier.run or plan.run
-        print(heading(plan.benchmark, device, run, pools))
-        outcome = run_cases(
-            plan.benchmark, plan.cases, settings, run, path=path, machine=machine.describe(device),
-            time_limit=share, progress=Progress(len(plan.cases)), earlier=plan.earlier.records,
-            visits=visits,
+        if last:
+            print(heading(plan.benchmark, device, before.run, pools))
+        else:
+            print(f"{plan.benchmark.name}, visit {visit} of {visits}", file=sys.stderr)
+        outcomes[number] = run_cases(
+            plan.benchmark, plan.cases, settings, before.run, path=path, machine=machine.describe(device),
+            time_limit=None if remaining is None else share_of_time(remaining, expected),
+            progress=Progress(len(plan.cases)), earlier=before.records, visits=visit, last=last,
         )  # fmt: skip
-        show(outcome, path)
-        if _ours_is_wrong(outcome.records):
+        if last or outcomes[number].interrupted:
+            show(outcomes[number], path)
+        if _ours_is_wrong(outcomes[number].records):
             status = 1
-        if outcome.interrupted:
+        if outcomes[number].interrupted:
             return INTERRUPTED
     return status
+
+
+def visits_of(options: argparse.Namespace, device: torch.device) -> int:
+    """How many times each case is measured, minutes apart."""
+    return VISITS if device.type == "cpu" and options.shapes != "quick" else 1
 
 
 def _ours_is_wrong(records: Sequence[CaseRecord]) -> bool:
@@ -201,22 +226,26 @@ def _plans(
             print(f"bench: {found.note}", file=sys.stderr)
         if found.finished:
             continue
-        done = {record.case.key for record in found.records}
-        left = [case for case in cases if case.key not in done]
-        seconds = estimate.seconds_of(benchmark.name, left, states, table, effort_share)
+        done = {record.case.key: record.visits for record in found.records}
+        visits = visits_of(options, device)
+        left = [[case for case in cases if done.get(case.key, 0) < visit] for visit in range(1, visits + 1)]
+        seconds = [estimate.seconds_of(benchmark.name, one, states, table, effort_share) / visits for one in left]
         plans.append(Planned(benchmark, cases, run, found, seconds))
     return plans
 
 
-def _announce(plans: Sequence[Planned], limit: float | None) -> None:
+def _announce(plans: Sequence[Planned], limit: float | None, visits: int) -> None:
     """How long it will take, before it does."""
     if not plans:
         print("bench: nothing is left to measure.", file=sys.stderr)
         return
-    count = sum(len(plan.cases) - len(plan.earlier.records) for plan in plans)
-    text = f"bench: {count} cases, about {minutes(sum(plan.seconds for plan in plans))} by earlier results"
+    count = sum(len(plan.cases) - sum(record.visits >= visits for record in plan.earlier.records) for plan in plans)
+    text = f"bench: {count} cases, about {minutes(sum(sum(plan.seconds) for plan in plans))} by earlier results"
     text += f"; ends within {minutes(limit)}" if limit is not None else ""
-    print(text + ": " + ", ".join(f"{plan.benchmark.name} {minutes(plan.seconds)}" for plan in plans), file=sys.stderr)
+    print(
+        text + ": " + ", ".join(f"{plan.benchmark.name} {minutes(sum(plan.seconds))}" for plan in plans),
+        file=sys.stderr,
+    )
 
 
 def minutes(seconds: float) -> str:

@@ -51,7 +51,8 @@ def show(comparison: Comparison, old: Path, new: Path) -> None:
     else:
         print("Same machine, same speed of copying: verdicts go by the times.")
     print(
-        f"A change counts where it is over {LEAST_CHANGE:.0%} and the spreads of both files leave it on one side of 1."
+        f"A change counts where it is over {LEAST_CHANGE:.0%} and the spreads of both files, and what their visits to "
+        "one case differ by, leave it on one side of 1."
     )
     for operator in dict.fromkeys(row.place.operator for row in comparison.rows):
         print(f"\n{operator}")

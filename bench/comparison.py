@@ -6,6 +6,9 @@ standard errors of the median, which for normally distributed times are 5.57 suc
 of rounds (1.2533 s / sqrt(n) for a deviation s, of which the quartiles are 0.6745 away). Independent factors combine as
 the root of the sum of the squares of their logarithms. So two runs of one program, in seven rounds with a deviation of
 5 %, are called different once in sixty times, and in thirty rounds once in seven hundred (2,000 simulated pairs).
+
+That is so where nothing changes between the runs. What does is known from a run's own visits to its cases, minutes
+apart: no time counts as better known than they reproduce the times of its op.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .drift import drift
 from .records import CaseRecord, Measurement, is_ours
 from .results import ResultsError, load_records
 from .summary import geometric_mean
@@ -26,6 +30,9 @@ LEAST_CHANGE = 0.02
 # Times of two files are compared as they are only where memory was copied at one speed, to within this share.
 SAME_BANDWIDTH = 0.1
 STANDARD_ERRORS = 3 * 1.2533 / 0.6745
+
+Drifts = Mapping[tuple[str, bool], float]
+"""By op, and whether fastdl or another contender: the factor between visits."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +60,19 @@ class Ratio:
         return WITHIN
 
 
-def measured(spread: Spread) -> Ratio:
-    """A time in seconds with the bounds of its median."""
+def measured(spread: Spread, drift: float = 1.0) -> Ratio:
+    """A time in seconds with the bounds of its median.
+
+    ``drift`` is the factor that medians of two visits to a case are within (`drift.drift`). Their difference has four
+    times the variance of their mean, which is the median here: it is known to the square root of the factor.
+    """
     widening = max(1.0, STANDARD_ERRORS / math.sqrt(spread.rounds))
     below = widening * math.log(spread.median / max(spread.lower_quartile, 1e-12))
     above = widening * math.log(max(spread.upper_quartile, 1e-12) / spread.median)
-    return Ratio(spread.median, spread.median * math.exp(-max(0.0, below)), spread.median * math.exp(max(0.0, above)))
+    least = math.log(drift) / 2
+    return Ratio(
+        spread.median, spread.median * math.exp(-max(least, below)), spread.median * math.exp(max(least, above))
+    )
 
 
 @dataclass(frozen=True)
@@ -154,6 +168,7 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], operators: list[str]
     """
     chosen = operators or []
     before, after = spreads(old, chosen), spreads(new, chosen)
+    drifts = _drifts(before), _drifts(after)
     different_machine = bool(old["machine"] != new["machine"])
     bandwidths = _different_bandwidths(old, new, chosen)
     comparison = Comparison(different_machine or bool(bandwidths), _differences(old, new, chosen) + bandwidths)
@@ -163,7 +178,7 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], operators: list[str]
     comparison.only_new = [_words(place) for place in after if place not in before]
     for place in before:
         if place in after:
-            comparison.rows += _rows(place, before[place], after[place], relative=comparison.relative)
+            comparison.rows += _rows(place, before[place], after[place], drifts, relative=comparison.relative)
             for names, others, into in (
                 (before[place], after[place], comparison.only_old), (after[place], before[place], comparison.only_new)
             ):  # fmt: skip
@@ -172,8 +187,23 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], operators: list[str]
     return comparison
 
 
-def _rows(place: Place, old: dict[str, Spread], new: dict[str, Spread], *, relative: bool) -> Iterator[Row]:
-    changes = {name: measured(new[name]) / measured(old[name]) for name in old if name in new}
+def _drifts(times: Mapping[Place, dict[str, Spread]]) -> Drifts:
+    """How far one file's visits lie apart, for each op: those of fastdl, and those of the others."""
+    found: dict[tuple[str, bool], list[Spread]] = {}
+    for place, spreads in times.items():
+        for name, spread in spreads.items():
+            found.setdefault((place.operator, is_ours(name)), []).append(spread)
+    return {key: drift(values) for key, values in found.items()}
+
+
+def _rows(
+    place: Place, old: dict[str, Spread], new: dict[str, Spread], drifts: tuple[Drifts, Drifts], *, relative: bool
+) -> Iterator[Row]:
+    before, after = (
+        {name: measured(spread, drift[place.operator, is_ours(name)]) for name, spread in times.items()}
+        for times, drift in zip((old, new), drifts, strict=True)
+    )
+    changes = {name: after[name] / before[name] for name in old if name in new}
     eager = next((name for name in changes if name.startswith("eager")), None)
     for name, times in changes.items():
         to_eager = times / changes[eager] if eager is not None and name != eager else None

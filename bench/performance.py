@@ -10,6 +10,7 @@ from . import table
 from .blocks import markdown_table, summary_block, training_block
 from .cases import LAYOUT_LABELS
 from .comparison import measured
+from .drift import sentence
 from .figures import (
     BASELINES,
     CASES,
@@ -42,8 +43,10 @@ page is up to date, and `python -m bench --compare OLD.json NEW.json` what a new
   order changes from round to round. A turn of calls below {FULL.settle * 1e3:g} ms begins with one that is not
   timed, as contenders that share an allocator would find what they write to in the caches. A time is the median over
   the rounds ({FULL.seconds:g} s for all contenders of one comparison, and {FULL.least_rounds} rounds at least); its
-  spread is the interquartile range. On a CPU every case is visited twice, minutes apart, with half of the rounds each:
-  the time is the middle of both medians, and the spread reaches over the quartiles of both.
+  spread is the interquartile range. On a CPU every case is visited twice, once in a round of all ops and once in
+  a second one, with half of the rounds each: the time is the middle of both medians, and the spread reaches over the
+  quartiles of both. How far the two medians lie apart tells how well a time is reproduced; it is given for each op,
+  and `--compare` calls no change what lies within it.
 - A contender is checked before it is timed: output, gradients and changed buffers against the definition in float64.
   One that is wrong, or raises, is listed with the reason and not timed.
 - "Forward" is timed without gradients, as in inference; "forward + backward" ends with the gradients of the input and
@@ -187,7 +190,14 @@ def operator_part(sections: Sequence[Section], figures: Sequence[Figure]) -> str
     for section in sections:
         text += summary_block([section], WORDS["en"]).rstrip("\n") + "\n\n"
         text += "".join(_image(figure, figures) for figure in _figures_of([section], figures, (CASES,)))
-        text += peak_text(section) + losses_text(section) + others_text(section) + rejections_text(section)
+        between = sentence(section.records)
+        text += (
+            (f"{between}\n\n" if between else "")
+            + peak_text(section)
+            + losses_text(section)
+            + others_text(section)
+            + rejections_text(section)
+        )
     return text
 
 

@@ -9,7 +9,7 @@ import torch
 
 from fastdl.ops import dispatch
 
-from . import machine, results, table
+from . import drift, machine, results, table
 from .cases import LAYOUT_LABELS, Benchmark
 from .run import Outcome
 from .summary import added_to_parts, call_overhead, summarise
@@ -56,6 +56,9 @@ def show(outcome: Outcome, path: Path) -> None:
             f"call overhead at {record.case.label} {LAYOUT_LABELS[record.case.layout]}, {measurement.pass_name}: "
             f"{taken * 1e6:+.1f} microseconds over eager"
         )
+    between = drift.sentence(outcome.records)
+    if between:
+        print(between)
     for added in added_to_parts(outcome.records):
         print(
             f"added to the {added.part} alone, {LAYOUT_LABELS[added.layout]} {added.dtype}, {added.pass_name}: "

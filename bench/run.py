@@ -78,10 +78,13 @@ def run_cases(
     progress: Progress | None = None,
     earlier: Sequence[CaseRecord] = (),
     visits: int = 1,
+    last: bool = True,
     measure: Measure = measure,
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
     """Measures the cases in order, in so many visits, and keeps the file up to date; Ctrl-C or the time limit ends it.
+
+    After these visits, unless they are the ``last``, the run stays unfinished in the file.
 
     Cases that ``earlier`` holds, of the same run before it was interrupted, are taken from there, with the visits they
     had. Nothing is started that the slowest case so far would carry past ``time_limit`` seconds.
@@ -99,7 +102,7 @@ def run_cases(
         results.save(path, machine, outcome.run, outcome.records, finished=finished)
 
     if not missing:  # what was interrupted between its last case and its end
-        save(finished=True)
+        save(finished=last)
     for place, (visit, number, case) in enumerate(missing):
         started = clock()
         if time_limit is not None and started - begin + longest > time_limit:
@@ -107,7 +110,7 @@ def run_cases(
             count = sum(step[0] == visit for step in missing[place:])
             outcome.stopped = f"the time limit of {time_limit:.0f} s leaves {count} cases {state}"
             if visit > 1:
-                save(finished=True)
+                save(finished=last)
             break
         try:
             record = measure(benchmark, case, settings, partial(progress.step, number, visit, case))
@@ -122,6 +125,6 @@ def run_cases(
         done[case.key] = merged(done[case.key], record) if case.key in done else record
         outcome.run = replace(outcome.run, seconds=run.seconds + clock() - begin)
         progress.done(number, visit, record, taken)
-        save(finished=place == len(missing) - 1)
+        save(finished=last and place == len(missing) - 1)
     outcome.records = [done[case.key] for case in cases if case.key in done]
     return outcome

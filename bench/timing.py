@@ -20,13 +20,17 @@ Call = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Spread:
-    """Seconds a call: the median over the rounds and the quartiles around it."""
+    """Seconds a call: the median over the rounds and the quartiles around it.
+
+    ``between_visits`` is the larger over the smaller of two medians that were taken minutes apart; None for one.
+    """
 
     median: float
     lower_quartile: float
     upper_quartile: float
     rounds: int
     calls_per_round: int
+    between_visits: float | None = None
 
     def of_one(self, count: int) -> Spread:
         """Of one of ``count`` calls that were timed together."""
@@ -36,6 +40,7 @@ class Spread:
             self.upper_quartile / count,
             self.rounds,
             self.calls_per_round * count,
+            self.between_visits,
         )
 
     @property

@@ -51,6 +51,7 @@ def merged_spread(first: Spread, second: Spread) -> Spread:
         max(first.upper_quartile, second.upper_quartile),
         rounds,
         max(1, round(calls)),
+        max(first.median, second.median) / min(first.median, second.median),
     )
 
 

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from fastdl.bench import __main__ as command
 from fastdl.bench import results
+from fastdl.bench.run import Outcome
 from fastdl.bench.timing import Effort, Spread
 from fastdl.bench.visits import effort_of_one, merged, merged_spread
 from tests.bench.samples import make_record
@@ -14,8 +16,9 @@ from tests.bench.test_run import CASES, Bench
 
 def test_a_spread_reaches_from_the_one_visits_quartile_to_the_others():
     found = merged_spread(Spread(4.0, 3.5, 4.5, 10, 2), Spread(9.0, 8.0, 9.5, 5, 8))
-    assert found == Spread(6.0, 3.5, 9.5, 15, 4)
-    assert merged_spread(Spread(2.0, 1.0, 3.0, 7, 1), Spread(2.0, 1.5, 2.5, 7, 1)) == Spread(2.0, 1.0, 3.0, 14, 1)
+    assert found == Spread(6.0, 3.5, 9.5, 15, 4, 2.25)
+    assert merged_spread(Spread(9.0, 8.0, 9.5, 5, 8), Spread(4.0, 3.5, 4.5, 10, 2)).between_visits == 2.25
+    assert merged_spread(Spread(2.0, 1.0, 3.0, 7, 1), Spread(2.0, 1.5, 2.5, 7, 1)) == Spread(2.0, 1.0, 3.0, 14, 1, 1.0)
 
 
 def test_two_records_become_one():
@@ -34,6 +37,7 @@ def test_two_records_become_one():
             assert spread.median == pytest.approx(2 * before.times[name].median)
             assert spread.lower_quartile == before.times[name].lower_quartile
             assert spread.upper_quartile == pytest.approx(4 * before.times[name].upper_quartile)
+            assert spread.between_visits == pytest.approx(4)
 
 
 def test_who_was_rejected_once_is_not_among_the_times():
@@ -93,3 +97,41 @@ def test_nothing_left_to_measure_is_finished(tmp_path):
     bench.run(visits=2, earlier=earlier)
     assert bench.measured == []
     assert len(results.read(bench.path)["operators"]["group_norm"]["cases"]) == 4
+
+
+def test_first_visits_alone_leave_an_unfinished_run(tmp_path):
+    bench = Bench(tmp_path / "machine.json")
+    outcome = bench.run(visits=1, last=False)
+    content = results.read(bench.path)
+    assert "group_norm" not in content["operators"]
+    assert [record.visits for record in results.load_records(content["unfinished"]["group_norm"])] == [1] * 4
+    again = Bench(bench.path)
+    again.run(visits=2, earlier=outcome.records)
+    assert again.measured == list(CASES)
+    assert results.read(bench.path)["unfinished"] == {}
+
+
+def test_all_ops_are_seen_before_any_is_visited_again(tmp_path, monkeypatch, capsys):
+    seen = []
+
+    def measure(benchmark, cases, settings, run, **others):
+        seen.append((benchmark.name, others["visits"], others["last"], len(others["earlier"])))
+        return Outcome(run, [replace(make_record(), case=case, visits=others["visits"]) for case in cases])
+
+    monkeypatch.setattr(command, "run_cases", measure)
+    monkeypatch.setattr(command.ceilings, "memory_copy_bandwidth", lambda *_: 4e10)
+    monkeypatch.setattr(command.ceilings, "matrix_rate", lambda *_: 1e11)
+    arguments = ["rms_norm", "dropout", "--output-dir", str(tmp_path), "--shapes", "full", "--dtype", "float32"]
+    assert command.main(arguments) == 0
+    names, visits, last, earlier = zip(*seen, strict=True)
+    assert names == ("rms_norm", "dropout") * 2
+    assert visits == (1, 1, 2, 2)
+    assert last == (False, False, True, True)
+    assert earlier[:2] == (0, 0)
+    assert earlier[2] > 0 < earlier[3]
+    told = capsys.readouterr()
+    assert "rms_norm, visit 1 of 2\ndropout, visit 1 of 2" in told.err
+    assert told.out.count("measured here") == 2
+    seen.clear()
+    assert command.main([*arguments, "--shapes", "quick"]) == 0
+    assert [one[1:] for one in seen] == [(1, True, 0)] * 2
