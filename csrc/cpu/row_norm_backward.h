@@ -18,7 +18,7 @@ class RowNormBackward {
       : norm_(norm),
         gradients_(gradients),
         weight_(norm.weight, norm.width, A(1)),
-        ds_(gradients.input, norm.rows, norm.width),
+        ds_(gradients.input, norm.rows, norm.width, gradients.sum.values ? 4 : 3),
         mean_(static_cast<const A*>(gradients.mean)),
         rstd_(static_cast<const A*>(gradients.rstd)),
         input_ahead_(values_ahead<T>(norm.input, norm.width)),

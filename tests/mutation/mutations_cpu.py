@@ -138,6 +138,12 @@ MUTATIONS = [
         "sums + first",
     ),
     Mutation("rows_of_one_run", "csrc/cpu/row_norm_rows.h", "      ++outer_;\n", ""),
+    Mutation(
+        "streamed_rows_without_their_beginning",
+        "csrc/cpu/row_norm_rows.h",
+        "if (head) body(int64_t(0), First<A>{int(head)});",
+        "",
+    ),
     # sums over blocks of rows
     Mutation(
         "sums_of_the_last_columns",

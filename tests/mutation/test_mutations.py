@@ -68,7 +68,11 @@ SUITES = (
     Suite("kernels/row_norm", ("tests/interpreter/test_interpreter.py", "-k", "norms_over_rows")),
     Suite("csrc/cuda/row_norm", ("tests/simt/test_row_norms.py",)),
     Suite("csrc/cuda/bindings_row_norms", ("tests/native/test_cuda_bindings.py",)),
-    Suite("csrc/cpu/row_norm", ("tests/ops/test_row_norms.py", "-k", "cpu and not reference"), needs_cpu_library=True),
+    Suite(
+        "csrc/cpu/row_norm",
+        ("tests/ops/test_row_norms.py", "tests/ops/test_row_norms_streamed.py", "-k", "cpu and not reference"),
+        needs_cpu_library=True,
+    ),
     Suite("kernels/convolution", ("tests/interpreter/test_interpreter.py", "-k", "every_path_of_convolutions")),
     Suite("kernels/norm_act_conv", ("tests/interpreter/test_interpreter.py", "-k", "every_path_of_convolutions")),
     Suite("csrc/cuda/convolution", ("tests/simt/test_convolution.py",)),
