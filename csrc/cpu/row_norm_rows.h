@@ -1,12 +1,9 @@
 // What forward and backward of layer_norm and rms_norm share: the way through the rows, and sums over one.
 #pragma once
 
-#if __has_include(<unistd.h>)
-#include <unistd.h>
-#endif
-
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <type_traits>
 #include <vector>
 
@@ -60,14 +57,16 @@ FASTDL_INLINE Vector<A> rounded(Vector<A> value) {
   }
 }
 
-// Of the cache that is shared by cores; 16 MiB where the system does not tell.
+// Of the cache that a core shares with others; 16 MiB where the system does not tell. sysconf adds up those of a whole processor:
+// 384 MiB of an EPYC whose cores share 32.
 inline int64_t last_level_cache_bytes() {
   static const int64_t bytes = [] {
-#ifdef _SC_LEVEL3_CACHE_SIZE
-    const int64_t found = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    if (found > 0) return found;
-#endif
-    return int64_t(16) << 20;
+    long long kibibytes = 0;
+    if (FILE* file = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
+      if (std::fscanf(file, "%lldK", &kibibytes) != 1) kibibytes = 0;
+      std::fclose(file);
+    }
+    return kibibytes > 0 ? int64_t(kibibytes) << 10 : int64_t(16) << 20;
   }();
   return bytes;
 }

@@ -268,12 +268,26 @@ def _describe(data: ImageDataset) -> dict[str, Any]:
     }
 
 
+def with_sorted_metadata(content: bytes) -> bytes:
+    """The same safetensors file with its metadata in order: the library's own is that of a hash map, by chance.
+
+    Two runs of one configuration then end with files that are equal byte for byte. The places of tensors are counted
+    from the end of the header, whose length is padded to a multiple of 8.
+    """
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
 def _test(config: RunConfig, module: Classifier, directory: Path) -> dict[str, float]:
     """Write the final weights and evaluate them on the test split."""
     weights = {name: value.detach().cpu().contiguous() for name, value in module.evaluated.state_dict().items()}
     metadata = {"config": json.dumps(config.to_dict()), "data": json.dumps(module.description)}
     with atomic_write(directory / "weights.safetensors") as file:
-        file.write(safetensors.torch.save(weights, metadata))
+        file.write(with_sorted_metadata(safetensors.torch.save(weights, metadata)))
     record_test_evaluation(directory, int(module.history[-1]["step"]))
     trainer = _trainer(config, directory, logger=False, enable_checkpointing=False)
     (metrics,) = trainer.test(module, dataloaders=range(len(module.test_batches)), verbose=False)

@@ -24,6 +24,7 @@ from fastdl.training.batches import TrainingBatches
 from fastdl.training.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig, differences
 from fastdl.training.module import Classifier
 from fastdl.training.optimizer import make_optimizer, warmup_cosine
+from fastdl.training.run import with_sorted_metadata
 from tests.training.conftest import make_config
 
 
@@ -119,6 +120,20 @@ def test_the_exported_weights_give_the_reported_accuracy(stripes: ImageDataset, 
     assert result.test_accuracy == pytest.approx((predicted == stripes.test.labels).double().mean().item())
     assert result.test_accuracy > 0.8
     assert result.parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_one_run_ends_with_the_same_bytes_every_time(tmp_path: Path) -> None:
+    weights = {"b.weight": torch.randn(3, 5), "a": torch.arange(7), "c": torch.randn(2).double()}
+    metadata = {"data": '{"class_names": ["고양이"]}', "config": "x" * 5, "added": ""}
+    contents = {with_sorted_metadata(safetensors.torch.save(weights, metadata)) for _ in range(100)}
+    assert len(contents) == 1
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(contents.pop())
+    with safetensors.safe_open(path, framework="pt") as file:
+        assert file.metadata() == metadata
+    loaded = safetensors.torch.load_file(path)
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
 
 
 def test_logs_hold_the_curves(stripes: ImageDataset, tmp_path: Path) -> None:
