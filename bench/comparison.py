@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .drift import drift
+from .drift import factor
 from .records import CaseRecord, Measurement, is_ours
 from .results import ResultsError, load_records
 from .summary import geometric_mean
@@ -60,16 +60,16 @@ class Ratio:
         return WITHIN
 
 
-def measured(spread: Spread, drift: float = 1.0) -> Ratio:
+def measured(spread: Spread, between_visits: float = 1.0) -> Ratio:
     """A time in seconds with the bounds of its median.
 
-    ``drift`` is the factor that medians of two visits to a case are within (`drift.drift`). Their difference has four
-    times the variance of their mean, which is the median here: it is known to the square root of the factor.
+    ``between_visits`` is the factor that medians of two visits to a case are within (`drift.factor`). Their difference
+    has four times the variance of their mean, which is the median here: it is known to the square root of the factor.
     """
     widening = max(1.0, STANDARD_ERRORS / math.sqrt(spread.rounds))
     below = widening * math.log(spread.median / max(spread.lower_quartile, 1e-12))
     above = widening * math.log(max(spread.upper_quartile, 1e-12) / spread.median)
-    least = math.log(drift) / 2
+    least = math.log(between_visits) / 2
     return Ratio(
         spread.median, spread.median * math.exp(-max(least, below)), spread.median * math.exp(max(least, above))
     )
@@ -193,20 +193,23 @@ def _drifts(times: Mapping[Place, dict[str, Spread]]) -> Drifts:
     for place, spreads in times.items():
         for name, spread in spreads.items():
             found.setdefault((place.operator, is_ours(name)), []).append(spread)
-    return {key: drift(values) for key, values in found.items()}
+    return {key: factor(values) for key, values in found.items()}
 
 
 def _rows(
     place: Place, old: dict[str, Spread], new: dict[str, Spread], drifts: tuple[Drifts, Drifts], *, relative: bool
 ) -> Iterator[Row]:
-    before, after = (
-        {name: measured(spread, drift[place.operator, is_ours(name)]) for name, spread in times.items()}
-        for times, drift in zip((old, new), drifts, strict=True)
-    )
-    changes = {name: after[name] / before[name] for name in old if name in new}
-    eager = next((name for name in changes if name.startswith("eager")), None)
-    for name, times in changes.items():
-        to_eager = times / changes[eager] if eager is not None and name != eager else None
+    shared = [name for name in old if name in new]
+    # Contenders take turns within a round: what moves a visit moves them all, and is not in a ratio of two of them.
+    in_the_same_rounds = {name: measured(new[name]) / measured(old[name]) for name in shared}
+    eager = next((name for name in shared if name.startswith("eager")), None)
+    for name in shared:
+        place_and_whose = place.operator, is_ours(name)
+        before, after = (
+            measured(times[name], factors[place_and_whose]) for times, factors in zip((old, new), drifts, strict=True)
+        )
+        times = after / before
+        to_eager = in_the_same_rounds[name] / in_the_same_rounds[eager] if eager is not None and name != eager else None
         if not relative:
             verdict = times.verdict
         else:

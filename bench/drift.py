@@ -17,7 +17,7 @@ from .timing import Spread
 SHARE = 0.95
 
 
-def drift(spreads: Iterable[Spread]) -> float:
+def factor(spreads: Iterable[Spread]) -> float:
     """The factor that `SHARE` of the medians of two visits to a case are within; 1 where nothing was visited twice."""
     found = sorted(spread.between_visits for spread in spreads if spread.between_visits is not None)
     return found[math.ceil(SHARE * len(found)) - 1] if found else 1.0
@@ -25,7 +25,7 @@ def drift(spreads: Iterable[Spread]) -> float:
 
 def of_records(records: Sequence[CaseRecord], *, ours: bool) -> float:
     """That of all times of fastdl in these records, or of all the others'."""
-    return drift(
+    return factor(
         spread
         for record in records
         for m in record.measurements

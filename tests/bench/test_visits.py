@@ -135,3 +135,22 @@ def test_all_ops_are_seen_before_any_is_visited_again(tmp_path, monkeypatch, cap
     seen.clear()
     assert command.main([*arguments, "--shapes", "quick"]) == 0
     assert [one[1:] for one in seen] == [(1, True, 0)] * 2
+
+
+def test_first_visits_leave_time_for_the_second_ones(tmp_path, monkeypatch):
+    given = []
+
+    def measure(benchmark, cases, settings, run, **others):
+        given.append(others["time_limit"])
+        return Outcome(run, [replace(make_record(), case=case, visits=others["visits"]) for case in cases])
+
+    monkeypatch.setattr(command, "run_cases", measure)
+    monkeypatch.setattr(command.ceilings, "memory_copy_bandwidth", lambda *_: 4e10)
+    monkeypatch.setattr(command.ceilings, "matrix_rate", lambda *_: 1e11)
+    monkeypatch.setattr(command.estimate, "seconds_of", lambda *_: 4000.0)
+    arguments = ["rms_norm", "dropout", "--output-dir", str(tmp_path), "--dtype", "float32", "--time-limit"]
+    assert command.main([*arguments, "10000"]) == 0  # there is time for all: whatever the others will not need
+    assert given == pytest.approx([4000, 6000, 8000, 10000], abs=60)
+    given.clear()
+    assert command.main([*arguments, "4000"]) == 0  # there is not: each has its part of what is left
+    assert given == pytest.approx([1000, 4000 / 3, 2000, 4000], abs=60)
